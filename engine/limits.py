@@ -1,0 +1,58 @@
+"""Every bound and every timeout, each with its reason. Nothing here is read from the environment.
+
+A number that a user may change is the default of a `Config` field of the same name; the rest are constants.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- what we accept from a peer (docs/parser.md) -------------------------------------------------------------------
+HEAD_MAX_BYTES: Final = 65_534  # offsets in the parser are u16; curl allows 300 KB in all, Node 16 KiB, Go 10 MB
+FIELDS_MAX: Final = 256  # http.client 100, aiohttp 128
+INTERIM_MAX: Final = 16  # 1xx answers a request; every client measured takes thousands, nobody needs more than 3
+ERROR_BODY_MAX_BYTES: Final = 256 * KIB  # of an answer's body kept for error XML; S3's errors are below 2 KiB
+ANSWER_DRAIN_MAX_BYTES: Final = 1 * MIB  # of an unwanted answer's body read before the connection is closed instead
+SERVER_MESSAGE_MAX_CHARS: Final = 500  # of a server's own words shown in an error
+
+# --- asking first ---------------------------------------------------------------------------------------------------
+EXPECT_THRESHOLD_BYTES: Final = 64 * KIB  # "auto" asks from here: below it the body fits the first congestion windows
+CONTINUE_TIMEOUT_S: Final = 1.0  # for an origin nothing is known of; curl's and Go's default too
+CONTINUE_TIMEOUT_ROUND_TRIPS: Final = 4  # …or this many connect round trips, whichever is more
+QUIET_S: Final = 0.001  # silence after a 100 before the body: nginx sends the 307 at most 0.3 ms behind it
+QUIET_THRESHOLD_BYTES: Final = 1 * MIB  # …for bodies of this size and more; below, 1 ms costs more than it saves
+
+# --- time -----------------------------------------------------------------------------------------------------------
+CONNECT_TIMEOUT_S: Final = 5.0  # a SYN is sent again after 1 and 3 s; boto3 waits 60, which hides a dead address
+STALL_TIMEOUT_S: Final = 60.0  # no byte accepted by the kernel; boto3's read timeout is the same
+RESPONSE_TIMEOUT_S: Final = 60.0  # S3 may take tens of seconds to commit a large object
+MAX_IDLE_S: Final = 4.0  # S3 drops idle connections after about 5 s
+CLOSE_GRACE_S: Final = 1.0  # for the transports of a closing client to say goodbye
+
+# --- connections ----------------------------------------------------------------------------------------------------
+MAX_CONNECTIONS: Final = 64  # in all; the sender has as many threads at most
+NOTSENT_LOWAT_BYTES: Final = 256 * KIB  # unsent bytes in the socket: bounds what is wasted on an abort (Linux ≥ 4.6)
+RECEIVE_BUFFER_BYTES: Final = 256 * KIB  # one per loop, shared: it is parsed before the next read
+HAPPY_EYEBALLS_DELAY_S: Final = 0.25  # RFC 8305 section 8
+
+# --- sending --------------------------------------------------------------------------------------------------------
+INLINE_BODY_MAX_BYTES: Final = 1 * MIB  # sent on the loop: 97 µs for 256 KiB, a hand-over to a thread costs 131 µs
+COALESCE_MAX_BYTES: Final = 64 * KIB  # head and body leave in one segment when nothing is awaited
+READ_CHUNK_BYTES: Final = 256 * KIB  # pread of a file that knows no sendfile
+FILE_OBJECT_CHUNK_BYTES: Final = 1 * MIB  # read() of a file object without a descriptor
+
+# --- redirects and retries ------------------------------------------------------------------------------------------
+REDIRECT_MAX_HOPS: Final = 5  # S3 needs 1, AIStore 1, XRootD 2 (manager, then server); curl allows 50
+RETRY_MAX_ATTEMPTS: Final = 3  # botocore's standard mode
+RETRY_BASE_S: Final = 0.1
+RETRY_CAP_S: Final = 20.0  # botocore's
+RETRY_AFTER_MAX_S: Final = 60.0  # a server that asks for more gets an error instead of a sleeping client
+
+# --- S3 -------------------------------------------------------------------------------------------------------------
+KEY_MAX_BYTES: Final = 1024  # UTF-8; "Creating object key names" in the S3 user guide
+METADATA_MAX_BYTES: Final = 2048  # names and values together; "Working with object metadata"
+PUT_MAX_BYTES: Final = 5 * 1024 * MIB  # one PUT on AWS; others differ, so the server says it, not we
+XML_MAX_BYTES: Final = ERROR_BODY_MAX_BYTES
+XML_MAX_DEPTH: Final = 16  # S3's error documents are two levels deep
+CREDENTIALS_EARLY_S: Final = 300.0  # refresh this long before they expire; botocore's mandatory window is 10 min

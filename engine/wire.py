@@ -1,0 +1,284 @@
+"""URLs as they are sent, and request heads as bytes.
+
+Owns what may stand in a request line, a field name and a field value. Knows nothing of S3, sockets or time. Strict on purpose:
+a URL from a `Location` field is input from a stranger, and what two parsers read differently is where requests get smuggled
+(WHATWG URL and RFC 3986 disagree on most of what is refused here).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+from urllib.parse import quote
+
+from engine.errors import UsageError
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+Field = tuple[str, str]
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # RFC 9110 section 5.6.2
+_VALUE = re.compile(r"[\t\x20-\x7e]*\Z")  # RFC 9110 section 5.5, without obs-text
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.\-]*[a-z0-9_])?\Z")
+_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+# Left alone when a path or query is made safe to send: RFC 3986's unreserved, reserved and "%".
+_TARGET_SAFE = "!#$%&'()*+,/:;=?@[]-._~"
+_SECRET_QUERY = re.compile(
+    r"sig|token|credential|secret|passw|delegation|authz|auth\b|accesskey|access_key|apikey|api_key|macaroon",
+    re.IGNORECASE,
+)
+REDACTED = "REDACTED"
+
+
+class Origin(NamedTuple):
+    """What a connection leads to (RFC 9110 section 4.3.1). `host` is lower-case, an IPv6 address without brackets."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{format_authority(self)}"
+
+
+def format_authority(origin: Origin) -> str:
+    """The Host field's value: the port only when it is not the scheme's default."""
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    return host if DEFAULT_PORTS.get(origin.scheme) == origin.port else f"{host}:{origin.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """An absolute http(s) URL, as it will be sent: `path` starts with "/" and is percent-encoded already; `query` is None
+    when there is none. No user-info, no fragment. `str()` shows everything: use `redacted()` for people."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str = "/"
+    query: str | None = None
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.scheme, self.host, self.port)
+
+    @property
+    def authority(self) -> str:
+        return format_authority(self.origin)
+
+    @property
+    def target(self) -> str:
+        """origin-form, RFC 9112 section 3.2.1"""
+        return self.path if self.query is None else f"{self.path}?{self.query}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.target}"
+
+    def redacted(self) -> str:
+        """For logs, errors and results: values of query parameters that look like a signature or a token are hidden."""
+        if self.query is None:
+            return str(self)
+        return str(replace(self, query="&".join(_redact_parameter(p) for p in self.query.split("&"))))
+
+    __repr__ = redacted
+
+
+def _redact_parameter(parameter: str) -> str:
+    name, equals, _value = parameter.partition("=")
+    return f"{name}={REDACTED}" if equals and _SECRET_QUERY.search(name) else parameter
+
+
+def redact_url_text(text: str) -> str:
+    """The same for a URL that did not parse, e.g. a bad `Location`: user-info and every query value are hidden."""
+    head, question, query = text.partition("?")
+    scheme, slashes, rest = head.partition("//")
+    authority, slash, path = rest.partition("/")
+    authority = f"{REDACTED}@{authority.rpartition('@')[2]}" if "@" in authority else authority
+    hidden = "&".join(f"{p.partition('=')[0]}={REDACTED}" if "=" in p else p for p in query.split("&"))
+    shown = f"{scheme}{slashes}{authority}{slash}{path}{question}{hidden}"
+    return shown.encode("ascii", "backslashreplace").decode()[:500]
+
+
+def parse_url(text: str) -> Url:
+    """Parse an absolute http(s) URL.
+
+    Characters that may not stand in a path or query (space, non-ASCII …) are percent-encoded as UTF-8; what is encoded
+    already stays as it is, dot segments too: an S3 key may hold them.
+
+    Raises UsageError: no http(s) scheme, no host, user-info, control characters, a host that is neither a DNS name nor a
+    plain IP address ("0x7f.1", "127.1"), a port outside 1–65535.
+    """
+    found = _SCHEME.match(text)
+    scheme = found.group(1).lower() if found else ""
+    if scheme not in DEFAULT_PORTS:
+        raise UsageError(f"{_shown(text)}: not an http:// or https:// URL")
+    rest = text[len(scheme) + 1 :]
+    if not rest.startswith("//"):
+        raise UsageError(f"{_shown(text)}: '//' is missing after '{scheme}:'")
+    authority, target = _split_authority(rest[2:])
+    if _CONTROL.search(text.replace(" ", "")) or " " in authority or "\\" in authority:
+        raise UsageError(f"{_shown(text)}: control characters, spaces or backslashes where a URL may not have them")
+    if "@" in authority:
+        raise UsageError(f"{_shown(text)}: user-info ('user@') in a URL is not accepted; pass credentials as arguments")
+    host, port = _parse_authority(authority, scheme, text)
+    path, query = _split_target(target)
+    return Url(scheme, host, port, path, query)
+
+
+def _split_authority(rest: str) -> tuple[str, str]:
+    end = min((i for i in (rest.find(c) for c in "/?#") if i >= 0), default=len(rest))
+    return rest[:end], rest[end:]
+
+
+def _split_target(target: str) -> tuple[str, str | None]:
+    target = quote(target.partition("#")[0], safe=_TARGET_SAFE)
+    path, _question, query = target.partition("?")
+    # A bare "?" (Ceph's Location ends in one) means the same resource and signs the same: dropped.
+    return path or "/", query or None
+
+
+def _parse_authority(authority: str, scheme: str, text: str) -> tuple[str, int]:
+    if authority.startswith("["):
+        literal, bracket, after = authority[1:].partition("]")
+        if not bracket or (after and not after.startswith(":")):
+            raise UsageError(f"{_shown(text)}: malformed IPv6 address")
+        host, port_text = literal, after[1:]
+        try:
+            host = str(ipaddress.IPv6Address(literal))
+        except ValueError:
+            raise UsageError(f"{_shown(text)}: malformed IPv6 address") from None
+        if "%" in host:
+            raise UsageError(f"{_shown(text)}: an IPv6 zone is not accepted")
+    else:
+        host, _colon, port_text = authority.partition(":")
+        host = check_host(host, text)
+    if not port_text:
+        return host, DEFAULT_PORTS[scheme]
+    if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 1 <= int(port_text) <= 65535):
+        raise UsageError(f"{_shown(text)}: the port is not a number from 1 to 65535")
+    return host, int(port_text)
+
+
+def check_host(host: str, shown: str | None = None) -> str:
+    """A DNS name or dotted IPv4 address, lower-case, without the root's trailing dot. Raises UsageError."""
+    where = _shown(host if shown is None else shown)
+    name = host.lower().removesuffix(".")
+    if not host.isascii():
+        raise UsageError(f"{where}: write an international host name in its ASCII form (xn--…)")
+    if not _HOST.match(name) or ".." in name or len(name) > 253:
+        raise UsageError(f"{where}: no valid host name")
+    last = name.rpartition(".")[2]
+    if last.isdigit() or re.match(r"0x[0-9a-f]*\Z", last):
+        # What inet_aton takes and ipaddress does not ("127.1", "0x7f.0.0.1", "017700000001") hides an address from a policy.
+        try:
+            return str(ipaddress.IPv4Address(name))
+        except ValueError:
+            raise UsageError(f"{where}: an IPv4 address is written as four decimal numbers") from None
+    return name
+
+
+def resolve_reference(base: Url, reference: str) -> Url:
+    """RFC 3986 section 5.2 for a Location field: absolute, `//host/…`, `/path`, `?query` or `relative/path`.
+
+    Dot segments are removed only where a relative path is merged. Raises UsageError as `parse_url`.
+    """
+    reference = reference.partition("#")[0]
+    if _SCHEME.match(reference):
+        return parse_url(reference)
+    if reference.startswith("//"):
+        return parse_url(f"{base.scheme}:{reference}")
+    if _CONTROL.search(reference.replace(" ", "")):
+        raise UsageError(f"{_shown(reference)}: control characters in a URL")
+    path, query = _split_target(reference)
+    if reference.startswith("/"):
+        return replace(base, path=path, query=query)
+    if not reference or reference.startswith("?"):
+        return replace(base, query=query if reference else base.query)
+    merged = base.path.rpartition("/")[0] + "/" + path
+    return replace(base, path=_remove_dot_segments(merged), query=query)
+
+
+def _remove_dot_segments(path: str) -> str:
+    """RFC 3986 section 5.2.4, for a path that starts with a slash."""
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for segment in segments:
+        if segment == "..":
+            if kept:
+                kept.pop()
+        elif segment != ".":
+            kept.append(segment)
+    if segments[-1] in (".", ".."):
+        kept.append("")
+    return "/" + "/".join(kept)
+
+
+def _shown(text: str) -> str:
+    return repr(redact_url_text(text))
+
+
+def check_field(name: str, value: str) -> None:
+    """Raises UsageError for a field that would not be what it says on the wire (CR, LF, NUL, non-ASCII …)."""
+    if not isinstance(name, str) or not _TOKEN.match(name):
+        raise UsageError(f"header name {name!r}: only letters, digits and !#$%&'*+-.^_`|~ are allowed")
+    if not isinstance(value, str):
+        raise UsageError(f"header {name}: the value is {type(value).__name__}, not str")
+    if not _VALUE.match(value):
+        # The value may be a secret: only its name is shown.
+        what = "a control character" if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value) else "a non-ASCII character"
+        raise UsageError(f"header {name}: the value has {what}; percent-encode or base64-encode it")
+
+
+def request_head(method: str, target: str, fields: Iterable[Field]) -> bytes:
+    """The request line and fields (RFC 9112 sections 3 and 5), in the order given, with the empty line.
+
+    Checks again what the callers have checked: this is the last place where a CR or LF could leave.
+    """
+    if not _TOKEN.match(method):
+        raise UsageError(f"method {method!r} is not a token")
+    if _CONTROL.search(target) or not target.isascii():
+        raise UsageError("request target with control or non-ASCII characters")
+    lines = [f"{method} {target} HTTP/1.1"]
+    for name, value in fields:
+        check_field(name, value)
+        lines.append(f"{name}: {value.strip()}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+
+
+SECRET_FIELDS = frozenset(
+    {
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "set-cookie",
+        "x-amz-security-token",
+        "x-amz-s3session-token",
+        "x-amz-server-side-encryption-customer-key",
+        "x-amz-copy-source-server-side-encryption-customer-key",
+    }
+)
+
+
+def redact_head(head: bytes) -> str:
+    """A request or response head for `--trace` and logs: secret field values and query values are hidden."""
+    lines = head.decode("latin-1").split("\r\n")
+    first = lines[0].split(" ")
+    if len(first) == 3 and "?" in first[1]:
+        path, _q, query = first[1].partition("?")
+        first[1] = path + "?" + "&".join(_redact_parameter(p) for p in query.split("&"))
+        lines[0] = " ".join(first)
+    for i, line in enumerate(lines[1:], 1):
+        name, colon, value = line.partition(":")
+        if not colon:
+            continue
+        lowered = name.strip().lower()
+        if lowered in SECRET_FIELDS or _SECRET_QUERY.search(lowered):
+            lines[i] = f"{name}: {REDACTED}"
+        elif lowered in ("location", "content-location", "referer") and "?" in value:
+            url, _q, query = value.partition("?")
+            lines[i] = f"{name}:{url}?" + "&".join(_redact_parameter(p) for p in query.split("&"))
+    return "\r\n".join(lines)
