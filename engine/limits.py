@@ -38,6 +38,7 @@ HAPPY_EYEBALLS_DELAY_S: Final = 0.25  # RFC 8305 section 8
 
 # --- sending --------------------------------------------------------------------------------------------------------
 INLINE_BODY_MAX_BYTES: Final = 1 * MIB  # sent on the loop: 97 µs for 256 KiB, a hand-over to a thread costs 131 µs
+HELD_BACK_BYTES: Final = 64 * KIB  # of a large file: sent last, once the file is known to be unchanged
 COALESCE_MAX_BYTES: Final = 64 * KIB  # head and body leave in one segment when nothing is awaited
 READ_CHUNK_BYTES: Final = 256 * KIB  # pread of a file that knows no sendfile
 FILE_OBJECT_CHUNK_BYTES: Final = 1 * MIB  # read() of a file object without a descriptor

@@ -1,0 +1,400 @@
+"""Sources: what a caller hands over as a body, how long it is, whether it can be sent again, and how its bytes leave.
+
+A body spends what a connection offers (`Wire`) and owns its descriptor or buffer until `close()`. It counts the bytes taken
+from the source to be sent (`bytes_read`), which is half of the proof that a refused hop cost nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import os
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Protocol
+
+from engine import limits
+from engine.errors import SourceChanged, UsageError
+
+Source = Any  # path, binary file object, buffer, iterable or async iterable of buffers
+
+
+class Wire(Protocol):
+    """What a connection offers to a body. The send calls return how many bytes the kernel took: fewer than asked for when the
+    exchange wants no more of the body (`wants_body` is then False), or when the source ended early."""
+
+    @property
+    def wants_body(self) -> bool: ...
+    async def send_file(self, fd: int, offset: int, count: int) -> int: ...
+    async def send_pipe(self, fd: int, count: int) -> int: ...
+    async def send_memory(self, view: memoryview, *, payload: bool = True, more: bool = False) -> int: ...
+    async def listen_until(self, future: asyncio.Future[Any]) -> bool: ...
+
+
+class Body:
+    """Base. `size` is None when not known (sent chunked); `replayable` bodies can be sent again from their start."""
+
+    size: int | None = None
+    replayable = False
+    bytes_read = 0
+
+    async def send(self, wire: Wire, start: int = 0) -> None:
+        """Send from byte `start` to the end, or until the exchange wants no more.
+
+        Raises SourceChanged, UsageError (a wrong `size`), or whatever reading the source raises.
+        """
+        raise NotImplementedError
+
+    def small_view(self) -> memoryview | None:
+        """The whole body when it is in memory and small enough to share a segment with the head."""
+        return None
+
+    def check_unchanged(self) -> None:
+        """Raises SourceChanged when the source is not what it was when it was opened."""
+
+    def close(self) -> None:
+        """Give back what the body holds. Idempotent."""
+
+
+class FileBody(Body):
+    """A range of a regular file, by descriptor: leaves by sendfile, the descriptor's own offset stays untouched."""
+
+    replayable = True
+
+    def __init__(self, fd: int, offset: int, size: int, *, owned: bool, path: str | None) -> None:
+        self.fd = fd
+        self.offset = offset
+        self.size: int = size
+        self._owned = owned
+        self._path = path
+        self._seen = _identity(os.fstat(fd))
+
+    async def send(self, wire: Wire, start: int = 0) -> None:
+        position, end = self.offset + start, self.offset + self.size
+        while position < end and wire.wants_body:
+            count = end - position
+            if count > limits.INLINE_BODY_MAX_BYTES:
+                count -= limits.HELD_BACK_BYTES
+            else:
+                # The last bytes are held back until now: a file that changed meanwhile never becomes a stored object.
+                self.check_unchanged()
+            sent = await wire.send_file(self.fd, position, count)
+            position += sent
+            self.bytes_read += sent
+            if sent < count and wire.wants_body:
+                self.check_unchanged()
+                raise SourceChanged(f"{self._name}: ended at byte {position} of {end} while it was being sent")
+
+    def check_unchanged(self) -> None:
+        now = os.fstat(self.fd)
+        if _identity(now) != self._seen:
+            raise SourceChanged(
+                f"{self._name}: changed while it was being sent (size {self._seen[2]} → {now.st_size} bytes); "
+                "put it again once nobody writes to it"
+            )
+        if self._path is None:
+            return
+        try:
+            there = os.stat(self._path)
+        except FileNotFoundError:
+            return  # removed: what the descriptor holds is still the file that was named
+        if (there.st_dev, there.st_ino) != self._seen[:2]:
+            raise SourceChanged(f"{self._name}: was replaced by another file while it was being sent; put it again")
+
+    @property
+    def _name(self) -> str:
+        return "the file" if self._path is None else repr(self._path)
+
+    def close(self) -> None:
+        if self._owned:
+            self._owned = False
+            os.close(self.fd)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class MemoryBody(Body):
+    """Any contiguous buffer, never copied; the exporter is held until `close()`."""
+
+    replayable = True
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+        self.size: int = view.nbytes
+
+    async def send(self, wire: Wire, start: int = 0) -> None:
+        self.bytes_read += await wire.send_memory(self.view[start:])
+
+    def small_view(self) -> memoryview | None:
+        return self.view if self.size <= limits.COALESCE_MAX_BYTES else None
+
+    def close(self) -> None:
+        self.view.release()
+
+
+class PipeBody(Body):
+    """A pipe, socket or terminal: by splice when the size is known, read piece by piece and chunked when it is not."""
+
+    def __init__(self, fd: int, size: int | None) -> None:
+        self._fd = os.dup(fd)  # a duplicate: epoll takes each descriptor once, and the caller may use its own
+        self.size = size
+
+    async def send(self, wire: Wire, start: int = 0) -> None:
+        if self.size is None:
+            await _send_chunked(self, wire, self._pieces())
+            return
+        sent = await wire.send_pipe(self._fd, self.size)
+        self.bytes_read += sent
+        if sent < self.size and wire.wants_body:
+            raise UsageError(
+                f"size={self.size}, but the pipe ended after {sent} bytes; nothing was stored", stage="body"
+            )
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        while True:
+            readable = loop.create_future()
+            loop.add_reader(self._fd, _resolve, readable)
+            try:
+                await readable
+            finally:
+                loop.remove_reader(self._fd)
+            piece = os.read(self._fd, limits.FILE_OBJECT_CHUNK_BYTES)
+            if not piece:
+                return
+            yield piece
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class IteratorBody(Body):
+    """An iterable or async iterable of buffers, one item in flight. With a size the items must add up to it."""
+
+    def __init__(self, items: AsyncIterator[Any], size: int | None) -> None:
+        self._items = items
+        self.size = size
+
+    async def send(self, wire: Wire, start: int = 0) -> None:
+        if self.size is None:
+            await _send_chunked(self, wire, self._items)
+            return
+        item = await _next_item(self, wire, self._items)
+        while item is not None and wire.wants_body:
+            # The last bytes wait until the iterator is known to have ended: an object of a wrong size is never stored.
+            last = self.bytes_read >= self.size
+            if self.bytes_read > self.size or (last and await _next_item(self, wire, self._items) is not None):
+                raise UsageError(f"size={self.size}, but the iterator gives more; nothing was stored", stage="body")
+            await wire.send_memory(item)
+            item = None if last else await _next_item(self, wire, self._items)
+        if wire.wants_body and self.bytes_read < self.size:
+            raise UsageError(
+                f"size={self.size}, but the iterator ended after {self.bytes_read} bytes; nothing was stored",
+                stage="body",
+            )
+
+
+async def _send_chunked(body: Body, wire: Wire, items: AsyncIterator[Any]) -> None:
+    """RFC 9112 section 7.1; the framing shares segments with the items and does not count as body."""
+    while wire.wants_body and (item := await _next_item(body, wire, items)) is not None:
+        await wire.send_memory(memoryview(b"%x\r\n" % item.nbytes), payload=False, more=True)
+        await wire.send_memory(item, more=True)
+        await wire.send_memory(memoryview(b"\r\n"), payload=False)
+    if wire.wants_body:
+        await wire.send_memory(memoryview(b"0\r\n\r\n"), payload=False)
+
+
+async def _next_item(body: Body, wire: Wire, items: AsyncIterator[Any]) -> memoryview | None:
+    """The next item that is not empty; None at the end, or when an answer came that makes the rest unwanted."""
+    while True:
+        pending = asyncio.ensure_future(_step(items))
+        try:
+            wanted = await wire.listen_until(pending)
+        finally:
+            if not pending.done():
+                pending.cancel()
+                await asyncio.wait([pending])
+        if not wanted:
+            if not pending.cancelled():
+                pending.exception()  # looked at, so that the loop does not complain about an error nobody can use
+            return None
+        item = pending.result()
+        if item is None:
+            return None
+        view = as_view(item, "an item of the iterator")
+        if view.nbytes:
+            body.bytes_read += view.nbytes
+            return view
+
+
+async def _step(items: AsyncIterator[Any]) -> Any:
+    # StopAsyncIteration cannot leave a task.
+    async for item in items:
+        return item
+    return None
+
+
+async def _iterate(items: Iterator[Any]) -> AsyncIterator[Any]:
+    for item in items:
+        yield item
+
+
+async def _read_pieces(file: Any) -> AsyncIterator[bytes]:
+    """A file object without a descriptor of its own (gzip, zipfile, a wrapper): read() off the loop."""
+    loop = asyncio.get_running_loop()
+    read = getattr(file, "read1", file.read)  # read1: what is there, without waiting for more
+    while True:
+        piece = await loop.run_in_executor(None, read, limits.FILE_OBJECT_CHUNK_BYTES)
+        if isinstance(piece, str):
+            raise UsageError("the file object gives text; open it in binary mode ('rb')")
+        if not piece:
+            return
+        yield piece
+
+
+def as_view(source: Any, what: str) -> memoryview:
+    """Bytes of a contiguous buffer. Raises UsageError."""
+    try:
+        view = memoryview(source)
+    except TypeError:
+        hint = "; encode it first" if isinstance(source, str) else ""
+        raise UsageError(f"{what} is {type(source).__name__}, not bytes or another buffer{hint}") from None
+    if not view.c_contiguous:
+        raise UsageError(f"{what} is a buffer that is not contiguous; copy it first (numpy.ascontiguousarray)")
+    return view.cast("B") if view.ndim != 1 or view.format != "B" else view
+
+
+def open_body(source: Source, *, offset: int | None = None, size: int | None = None) -> Body:
+    """Make a Body of what the caller gave.
+
+    `offset` (bytes) counts from the start of a path, buffer or descriptor (default: a file object's current position, else 0);
+    `size` is how many bytes to send from there (default: to the end).
+
+    Raises UsageError for what cannot be a source or does not have that many bytes, and OSError as `open` does.
+    """
+    for name, value in (("offset", offset), ("size", size)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise UsageError(f"{name}={value!r}: a number of bytes, 0 or more, is needed")
+    if isinstance(source, (str, os.PathLike)):
+        return _open_path(os.fspath(source), offset or 0, size)
+    if isinstance(source, io.BytesIO):
+        start = source.tell() if offset is None else offset
+        return _open_buffer(source.getbuffer(), start, size)
+    if hasattr(source, "read"):
+        return _open_file_object(source, offset, size)
+    try:
+        memoryview(source)
+    except TypeError:
+        pass
+    else:
+        return _open_buffer(source, offset or 0, size)
+    if offset:
+        raise UsageError("offset needs a file or a buffer; an iterator starts where it is")
+    if hasattr(source, "__aiter__"):
+        return IteratorBody(source.__aiter__(), size)
+    if hasattr(source, "__iter__"):
+        return IteratorBody(_iterate(iter(source)), size)
+    raise UsageError(
+        f"{type(source).__name__} is no source; give a path, a binary file object, a buffer, or an iterable of buffers"
+    )
+
+
+def _open_path(path: str | bytes, offset: int, size: int | None) -> Body:
+    text = os.fsdecode(path)
+    if "\0" in text:
+        raise UsageError(f"{text!r}: a path cannot hold a NUL")
+    mode = os.stat(path).st_mode
+    if stat.S_ISFIFO(mode):
+        raise UsageError(f"{text!r} is a named pipe; open it and pass the file object")
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return FileBody(fd, offset, _file_size(fd, text, offset, size), owned=True, path=text)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _file_size(fd: int, name: str, offset: int, size: int | None) -> int:
+    """How many bytes to send. Raises IsADirectoryError and UsageError."""
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "is a directory, not a file", name)
+    if stat.S_ISBLK(status.st_mode):
+        there = os.lseek(fd, 0, os.SEEK_END)
+    elif stat.S_ISREG(status.st_mode):
+        there = status.st_size
+    else:
+        raise UsageError(f"{name!r} is a device without a size; open it and pass an iterable of buffers with size=")
+    if offset > there:
+        raise UsageError(f"{name!r}: offset {offset} is behind the end ({there} bytes)")
+    if size is not None and size > there - offset:
+        raise UsageError(f"{name!r}: {size} bytes from offset {offset} are asked for, {there - offset} are there")
+    return there - offset if size is None else size
+
+
+def _open_buffer(source: Any, offset: int, size: int | None) -> Body:
+    view = as_view(source, "the source")
+    if offset > view.nbytes:
+        raise UsageError(f"offset {offset} is behind the end of the buffer ({view.nbytes} bytes)")
+    if size is not None and size > view.nbytes - offset:
+        raise UsageError(f"{size} bytes from offset {offset} are asked for, the buffer has {view.nbytes - offset}")
+    return MemoryBody(view[offset : view.nbytes if size is None else offset + size])
+
+
+def _open_file_object(file: Any, offset: int | None, size: int | None) -> Body:
+    if getattr(file, "closed", False):
+        raise UsageError("the file object is closed")
+    if isinstance(file, io.TextIOBase) or isinstance(getattr(file, "buffer", None), io.BufferedIOBase):
+        raise UsageError("the file object gives text; open it in binary mode ('rb')")
+    fd = _own_descriptor(file)
+    if fd is None:
+        if offset is not None:
+            raise UsageError("offset needs a file with a descriptor; this file object is read from where it is")
+        return IteratorBody(_read_pieces(file), size)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISBLK(mode) or stat.S_ISDIR(mode):
+        if file.writable():
+            file.flush()
+        start = file.tell() if offset is None else offset
+        name = file.name if isinstance(getattr(file, "name", None), str) else "the file object"
+        # A duplicate: closing the file object meanwhile must not give its number to somebody else's file.
+        fd = os.dup(fd)
+        try:
+            return FileBody(fd, start, _file_size(fd, name, start, size), owned=True, path=None)
+        except BaseException:
+            os.close(fd)
+            raise
+    if offset:
+        raise UsageError("offset needs a file that can seek; this one is a pipe or a device")
+    return PipeBody(fd, size)
+
+
+def _own_descriptor(file: Any) -> int | None:
+    """The descriptor whose bytes are the object's bytes. A gzip file has a `fileno()` too: of the compressed bytes."""
+    if isinstance(file, tempfile.SpooledTemporaryFile):
+        file.rollover()
+    inner = getattr(file, "file", None) or getattr(file, "_file", None) if _is_tempfile(file) else file
+    raw = getattr(inner, "raw", inner)
+    if not isinstance(raw, io.FileIO):
+        return None
+    fd = raw.fileno()
+    if inner is not raw and not stat.S_ISREG(os.fstat(fd).st_mode):
+        return (
+            None  # some of the pipe's bytes may be in the object's buffer, and there is no way to ask without blocking
+        )
+    return fd
+
+
+def _is_tempfile(file: Any) -> bool:
+    return isinstance(file, (tempfile._TemporaryFileWrapper, tempfile.SpooledTemporaryFile))
