@@ -7,6 +7,7 @@ it raises goes to the loop's exception handler, never into the put.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from engine.results import SendPath
 
 

@@ -191,6 +191,8 @@ TRANSITIONS: Final[dict[tuple[State, Input], Row]] = {
     (_S.BODY_ABANDONED, _I.PEER_CLOSED): _CUT_RESET,
     (_S.BODY_ABANDONED, _I.RESPONSE_TIMED_OUT): _CUT_RESET,
     (_S.BODY_ABANDONED, _I.CANCELLED): _failed(Fate.RESET),
+    # The sender was told to stop, and reports what the kernel had taken by then.
+    (_S.FAILED, _I.BODY_PROGRESS): Row(_S.FAILED, fate=Fate.RESET),
 }
 
 _TERMINAL = (State.DONE, State.FAILED)
@@ -294,7 +296,7 @@ class Exchange:
             raise IllegalInput(f"{happened.name} in {self.state.name}")
         self._record(happened, now, status, count)
         self.state, self.fate = row.state, row.fate
-        if self.state is State.FAILED:
+        if self.state is State.FAILED and self.failure is None:
             self.failure = happened
         if row.timer is not Timer.KEEP:
             self._start(row.timer, now)

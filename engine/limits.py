@@ -14,6 +14,7 @@ FIELDS_MAX: Final = 256  # http.client 100, aiohttp 128
 INTERIM_MAX: Final = 16  # 1xx answers a request; every client measured takes thousands, nobody needs more than 3
 ERROR_BODY_MAX_BYTES: Final = 256 * KIB  # of an answer's body kept for error XML; S3's errors are below 2 KiB
 ANSWER_DRAIN_MAX_BYTES: Final = 1 * MIB  # of an unwanted answer's body read before the connection is closed instead
+RESPONSE_BODY_MAX_BYTES: Final = 64 * MIB  # of `Client.request`, which holds it in memory; `get` has no limit
 SERVER_MESSAGE_MAX_CHARS: Final = 500  # of a server's own words shown in an error
 
 # --- asking first ---------------------------------------------------------------------------------------------------
@@ -31,7 +32,7 @@ MAX_IDLE_S: Final = 4.0  # S3 drops idle connections after about 5 s
 CLOSE_GRACE_S: Final = 1.0  # for the transports of a closing client to say goodbye
 
 # --- connections ----------------------------------------------------------------------------------------------------
-MAX_CONNECTIONS: Final = 64  # in all; the sender has as many threads at most
+CONNECTIONS_MAX: Final = 64  # of one client; the sender has as many threads at most
 NOTSENT_LOWAT_BYTES: Final = 256 * KIB  # unsent bytes in the socket: bounds what is wasted on an abort (Linux ≥ 4.6)
 RECEIVE_BUFFER_BYTES: Final = 256 * KIB  # one per loop, shared: it is parsed before the next read
 HAPPY_EYEBALLS_DELAY_S: Final = 0.25  # RFC 8305 section 8

@@ -113,6 +113,19 @@ class ObjectInfo:
     hops: tuple[Hop, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A plain HTTP answer, of `Client.request`. `headers` has lower-case names, repeated fields joined by ", "; `body` is
+    what came, not decoded; `url` is the last hop's, redacted."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+    url: str
+    hops: tuple[Hop, ...] = ()
+
+
 class Progress(NamedTuple):
     """A snapshot of a running put. `sent` counts body bytes of the present attempt; `total` is None when unknown;
     `phase` is one of "resolving", "connecting", "asking", "sending", "awaiting answer", "backing off", "done"."""

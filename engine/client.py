@@ -1,0 +1,705 @@
+"""What users call: `Client`, and `put` / `put_async` for a single object.
+
+Turns arguments into an intent and a body, hands both to `request.Run`, and answers into results. Owns nothing of the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union
+
+from engine import checksums, events, limits, s3, signing
+from engine.body import Body, FileBody, MemoryBody, PipeBody, Source, open_body
+from engine.config import Config
+from engine.credentials import CredentialsOption, Provider, resolve
+from engine.errors import ChecksumMismatch, UsageError
+from engine.redirect import Intent
+from engine.request import Job, Outcome, Run, Shared
+from engine.results import Checksum, ObjectInfo, Progress, PutResult, Response
+from engine.retry import Retry
+from engine.wire import Field, Url, check_field
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Sink = Union[str, "os.PathLike[str]", Callable[[memoryview], object], Any]
+
+# What we decide about the message ourselves; a caller's own would contradict it.
+_OURS = frozenset({"host", "content-length", "transfer-encoding", "expect", "connection", "upgrade", "te", "trailer"})
+
+
+class CallOptions(TypedDict, total=False):
+    """Options of every call. The `…_s` ones, `expect` and `retry` override the Config's.
+
+    sign: "s3" signs a request to a plain http(s) URL too (SigV4, service s3).
+    on_event: called with each `engine.events` event, on the loop; must not block.
+    """
+
+    headers: Mapping[str, str] | None
+    sign: Literal["s3"] | None
+    on_event: Callable[[events.Event], object] | None
+    retry: Retry | None
+    expect: Literal["auto", "always", "never", "strict"] | None
+    continue_timeout_s: float | Literal["auto"] | None
+    connect_timeout_s: float | None
+    stall_timeout_s: float | None
+    response_timeout_s: float | None
+    total_timeout_s: float | None
+    request_payer: bool | str | None
+    sse_customer_key: bytes | None
+
+
+class PutOptions(CallOptions, total=False):
+    """Options of `put`, beside those of every call.
+
+    size: bytes to send from `offset` (default: to the end); of an iterator, what its items add up to.
+    offset: bytes from the start of the file or buffer (default: a file object's position, else 0).
+    content_type, metadata, storage_class, acl, sse, sse_kms_key_id, sse_customer_key (32 raw bytes), request_payer,
+      tagging (a mapping): as S3's PutObject has them.
+    if_none_match: "*" stores only when there is no such object; if_match: an ETag, only when it is still this one.
+    checksum: "auto" compares the CRC64NVME of the very bytes sent with the server's; "crc64nvme", "crc32c", "crc32", "sha256"
+      are sent with the request for the server to check; None is off.
+    """
+
+    size: int | None
+    offset: int | None
+    content_type: str | None
+    metadata: Mapping[str, str] | None
+    checksum: Literal["auto", "crc64nvme", "crc32c", "crc32", "sha256"] | None
+    if_none_match: str | None
+    if_match: str | None
+    storage_class: str | None
+    acl: str | None
+    sse: str | None
+    sse_kms_key_id: str | None
+    tagging: Mapping[str, str] | str | None
+
+
+_CONFIG_OPTIONS = (
+    "expect",
+    "continue_timeout_s",
+    "connect_timeout_s",
+    "stall_timeout_s",
+    "response_timeout_s",
+    "total_timeout_s",
+    "retry",
+)
+_OBJECT_OPTIONS = (
+    "content_type",
+    "metadata",
+    "storage_class",
+    "acl",
+    "sse",
+    "sse_kms_key_id",
+    "sse_customer_key",
+    "request_payer",
+    "tagging",
+    "if_none_match",
+    "if_match",
+)
+
+
+class Transfer:
+    """A put under way: awaitable for its PutResult; `progress` may be read at any time and costs the transfer nothing."""
+
+    def __init__(self, task: asyncio.Task[PutResult], state: _PutState) -> None:
+        self._task = task
+        self._state = state
+
+    @property
+    def progress(self) -> Progress:
+        run = self._state.run
+        return run.progress() if run is not None else Progress(0, None, "resolving", 1, 1)
+
+    def done(self) -> bool:
+        return self._task.done()
+
+    def cancel(self) -> bool:
+        """Stop at once; awaiting the transfer then raises CancelledError, when nothing of it is left behind."""
+        return self._task.cancel()
+
+    def __await__(self) -> Generator[Any, None, PutResult]:
+        return self._task.__await__()
+
+
+@dataclasses.dataclass
+class _PutState:
+    run: Run | None = None
+
+
+class Client:
+    """Keeps connections, learned regions and credentials. Belongs to the event loop it is first used on.
+
+    Args:
+      endpoint_url: of an S3-compatible service; default AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, then AWS itself.
+      region: to sign for; default AWS_REGION, AWS_DEFAULT_REGION, then us-east-1 (a redirect tells better).
+      credentials: `Credentials`, a function that returns some, `ANONYMOUS`, or None for the environment and botocore's chain.
+      config: see `Config`. profile: of the AWS configuration files.
+
+    The environment is read when a call is made, never at import.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        credentials: CredentialsOption = None,
+        config: Config | None = None,
+        profile: str | None = None,
+    ) -> None:
+        self.config = config if config is not None else Config()
+        if not isinstance(self.config, Config):
+            raise UsageError("config: an engine.Config is needed")
+        self._endpoint_url = endpoint_url
+        self._region = region
+        self._provider = resolve(credentials, profile=profile)
+        self._signs_plain = credentials is not None
+        self._shared = Shared(max_connections=self.config.max_connections, max_idle_s=self.config.max_idle_s)
+        if endpoint_url is not None:
+            s3.Endpoint.from_url(endpoint_url, region or "")
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections; calls still running end with ConnectionLost."""
+        await self._shared.close()
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    async def put(self, source: Source, destination: str, **options: Unpack[PutOptions]) -> PutResult:
+        """Put one object by exactly one PUT request (plus what redirects and retries need).
+
+        Args:
+          source: a path; a binary file object; any contiguous buffer (never copied); an iterable or async iterable of
+            buffers. Paths, seekable files and buffers can be sent again after a redirect or a fault, the others cannot.
+          destination: "s3://bucket/key" (signed; the key is literal, nothing is decoded), or an http:// or https:// URL.
+          options: see `PutOptions`.
+
+        Raises UsageError for bad arguments and OSError for a file that cannot be read, before anything is sent; any other
+        `EngineError` as its docstring says.
+        """
+        return await self._put(source, destination, options, _PutState())
+
+    def start_put(self, source: Source, destination: str, **options: Unpack[PutOptions]) -> Transfer:
+        """As `put`, but returns at once a `Transfer`: awaitable, with `.progress` and `.cancel()`. Needs a running loop."""
+        state = _PutState()
+        return Transfer(asyncio.ensure_future(self._put(source, destination, options, state)), state)
+
+    async def head(self, destination: str, **options: Unpack[CallOptions]) -> ObjectInfo:
+        """What the server says of an object. Raises NotFound, AccessDenied …"""
+        outcome = await self._simple("HEAD", destination, options)
+        return _object_info(outcome)
+
+    async def delete(self, destination: str, **options: Unpack[CallOptions]) -> None:
+        """Delete an object. S3 says yes also when there is none."""
+        await self._simple("DELETE", destination, options)
+
+    async def get(self, destination: str, sink: Sink, **options: Unpack[CallOptions]) -> int:
+        """Fetch an object. Returns its size in bytes.
+
+        sink: a path (written beside it and renamed when complete), a binary file opened for writing, or a function called
+          with a memoryview that is valid during the call.
+        """
+        target = _open_sink(sink)
+        try:
+            await self._simple("GET", destination, options, sink=target)
+            target.commit()
+        finally:
+            target.discard()
+        return target.count
+
+    async def request(
+        self, method: str, url: str, *, body: Source | None = None, **options: Unpack[CallOptions]
+    ) -> Response:
+        """One plain HTTP request, redirects followed as the Config says. Any final status is a result, not an error.
+
+        `body` as `put`'s source. The answer's body is held in memory, at most 64 MiB.
+        """
+        _check_options(options, CallOptions)
+        collected = _Collector()
+        source = open_body(body) if body is not None else None
+        try:
+            place = self._place(url, options)
+            job = self._job(method.upper(), place, options, fields=_caller_fields(options), body=source)
+            outcome = await Run(
+                self._shared,
+                dataclasses.replace(job, sink=collected.write, rewind_sink=collected.rewind, any_status=True),
+            ).run()
+        finally:
+            if source is not None:
+                source.close()
+        response = outcome.reply.response
+        return Response(
+            status=response.status,
+            reason=response.reason,
+            headers=response.headers(),
+            body=bytes(collected.data) if response.status < 300 else outcome.reply.body,
+            url=outcome.url.redacted(),
+            hops=outcome.hops,
+        )
+
+    # --- how -------------------------------------------------------------------------------------------------------
+
+    async def _simple(
+        self, method: str, destination: str, options: CallOptions, *, sink: _Sink | None = None
+    ) -> Outcome:
+        _check_options(options, CallOptions)
+        fields = _caller_fields(options) + _object_fields(options)
+        job = self._job(method, self._place(destination, options), options, fields=fields)
+        if sink is not None:
+            job = dataclasses.replace(job, sink=sink.write, rewind_sink=sink.rewind)
+        return await Run(self._shared, job).run()
+
+    async def _put(self, source: Source, destination: str, options: PutOptions, state: _PutState) -> PutResult:
+        _check_options(options, PutOptions)
+        place = self._place(destination, options)
+        fields = _caller_fields(options)
+        own = _object_fields(options)
+        twice = {name for name, _ in fields} & {name for name, _ in own}
+        if twice:
+            raise UsageError(f"{', '.join(sorted(twice))}: given as an option and in headers; leave one out")
+        body = open_body(source, offset=options.get("offset"), size=options.get("size"))
+        digest: _Digest | None = None
+        try:
+            algorithm = options.get("checksum", "auto")
+            if algorithm is not None and algorithm != "auto":
+                checksums.header_name(algorithm)  # an unknown name is an error now, not after gigabytes
+            config = self.config.override(**{name: options.get(name) for name in _CONFIG_OPTIONS})
+            checksum, payload_hash, extra = await _hash_first(body, algorithm, place, config)
+            if algorithm == "auto":
+                digest = _Digest(body)
+            job = self._job("PUT", place, options, fields=fields + own + extra, body=body, payload_hash=payload_hash)
+            job.conditional = bool(options.get("if_none_match") or options.get("if_match"))
+            if digest is not None:
+                job.on_body_start = digest.start
+            state.run = Run(self._shared, job)
+            outcome = await state.run.run()
+            body.check_unchanged()
+            if digest is not None:
+                checksum = await digest.result()
+            return _put_result(outcome, body, checksum, job.what)
+        finally:
+            if digest is not None:
+                await digest.stop()
+            body.close()
+
+    def _place(self, destination: str, options: CallOptions) -> _Place:
+        """Where a destination is, and who signs for it. Raises UsageError."""
+        if not isinstance(destination, str):
+            raise UsageError(f"destination: {type(destination).__name__} is no 's3://bucket/key' or URL")
+        parsed = s3.parse_destination(destination)
+        region = self._region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+        if isinstance(parsed, Url):
+            if options.get("sign") is None:
+                return _Place(parsed, shown=parsed.redacted())
+            return _Place(parsed, shown=parsed.redacted(), provider=self._provider, region=region or "us-east-1")
+        url = self._endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = s3.Endpoint.from_url(url, region) if url else s3.Endpoint.for_aws(region or "us-east-1")
+        return _Place(
+            s3.address(endpoint, parsed.bucket, parsed.key, addressing=self.config.addressing),
+            shown=str(parsed),
+            provider=self._provider,
+            region=endpoint.region,
+            bucket=parsed.bucket,
+            key=parsed.key,
+            endpoint=endpoint,
+        )
+
+    def _job(
+        self,
+        method: str,
+        place: _Place,
+        options: CallOptions,
+        *,
+        fields: list[Field],
+        body: Body | None = None,
+        payload_hash: str = signing.UNSIGNED_PAYLOAD,
+    ) -> Job:
+        signed = place.provider is not None and place.provider.origin != "anonymous"
+        framing: tuple[Field, ...] = ()
+        if body is not None:
+            framing = (
+                ("content-length", str(body.size)) if body.size is not None else ("transfer-encoding", "chunked"),
+            )
+        return Job(
+            intent=Intent(
+                method=method,
+                url=place.url,
+                signed=signed,
+                region=place.region if signed else "",
+                bucket=place.bucket,
+                key=place.key,
+                endpoint=place.endpoint,
+                addressing=self.config.addressing,
+                fields=tuple(fields),
+            ),
+            config=self.config.override(**{name: options.get(name) for name in _CONFIG_OPTIONS}),
+            what=f"{method} {place.shown}",
+            provider=place.provider if signed else None,
+            body=body,
+            payload_hash=payload_hash,
+            framing=framing,
+            on_event=options.get("on_event"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A destination, resolved as far as it can be without asking anybody. `shown` is for people."""
+
+    url: Url
+    shown: str
+    provider: Provider | None = None
+    region: str = ""
+    bucket: str = ""
+    key: str = ""
+    endpoint: s3.Endpoint | None = None
+
+
+def _check_options(options: CallOptions, known: type) -> None:
+    unknown = set(options) - set(known.__annotations__) - set(CallOptions.__annotations__)
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(sorted(known.__annotations__))}")
+    if options.get("sign") not in (None, "s3"):
+        raise UsageError(f"sign={options.get('sign')!r}: 's3' or None")
+
+
+def _caller_fields(options: CallOptions) -> list[Field]:
+    fields: list[Field] = []
+    for name, value in (options.get("headers") or {}).items():
+        check_field(name, value)
+        if name.lower() in _OURS:
+            raise UsageError(f"header {name}: set by the engine; a caller's own would contradict it")
+        fields.append((name.lower(), value))
+    return fields
+
+
+def _object_fields(options: CallOptions) -> list[Field]:
+    return s3.object_fields(**{name: options[name] for name in _OBJECT_OPTIONS if options.get(name) is not None})  # type: ignore[literal-required, misc]
+
+
+# --- hashes ----------------------------------------------------------------------------------------------------------
+
+
+async def _hash_first(
+    body: Body, algorithm: str | None, place: _Place, config: Config
+) -> tuple[Checksum | None, str, list[Field]]:
+    """What has to be known before the head: a named checksum, and the payload's SHA-256 when it is signed."""
+    payload_hash, fields, checksum = signing.UNSIGNED_PAYLOAD, list[Field](), None
+    named = algorithm if algorithm not in (None, "auto") else None
+    signs_payload = config.payload_signing == "sha256" and place.provider is not None
+    if not named and not signs_payload:
+        return None, payload_hash, fields
+    if not body.replayable:
+        wanted = f"checksum={named!r}" if named else "payload_signing='sha256'"
+        raise UsageError(
+            f"{wanted} is sent ahead of the body, which needs a source that can be read twice (a path, a buffer, a seekable "
+            "file); for this one use checksum='auto'"
+        )
+    if named:
+        checksum = Checksum(named, await _hash_body(body, named))
+        fields.append((checksums.header_name(named), checksum.value))
+    if signs_payload:
+        value = checksum.value if checksum is not None and named == "sha256" else await _hash_body(body, "sha256")
+        payload_hash = checksums.hex_of(value)
+    return checksum, payload_hash, fields
+
+
+async def _hash_body(body: Body, algorithm: str) -> str:
+    """Base64 checksum of a replayable body, computed off the loop."""
+    stopped = threading.Event()
+    hashing = asyncio.get_running_loop().run_in_executor(None, _hash_now, body, algorithm, stopped.is_set)
+    try:
+        return await asyncio.shield(hashing)
+    finally:
+        if not hashing.done():
+            stopped.set()
+            with contextlib.suppress(Exception):
+                await hashing
+
+
+def _hash_now(body: Body, algorithm: str, stopped: Callable[[], bool]) -> str:
+    if isinstance(body, FileBody):
+        return checksums.checksum_file(algorithm, body.fd, body.offset, body.size, stopped)
+    assert isinstance(body, MemoryBody)
+    return checksums.checksum_memory(algorithm, body.view, stopped)
+
+
+class _Digest:
+    """CRC64NVME of the bytes sent, computed beside the sending: in a thread for files and memory, item by item for iterators.
+
+    A pipe's bytes go from kernel to kernel and are never seen: no checksum.
+    """
+
+    ALGORITHM = "crc64nvme"
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._stopped = threading.Event()
+        self._hashing: asyncio.Future[str] | None = None
+        self._running: Any = None
+        if isinstance(body, PipeBody) and body.size is not None:
+            return
+        if not body.replayable:
+            self._running = checksums.new(self.ALGORITHM)
+            body.tap = self._running.update
+
+    def start(self) -> None:
+        """The first body byte is about to leave."""
+        body = self._body
+        if body.replayable and (body.size or 0) > limits.INLINE_BODY_MAX_BYTES:
+            self._hashing = asyncio.get_running_loop().run_in_executor(
+                None, _hash_now, body, self.ALGORITHM, self._stopped.is_set
+            )
+
+    async def result(self) -> Checksum | None:
+        if self._hashing is not None:
+            return Checksum(self.ALGORITHM, await asyncio.shield(self._hashing))
+        if self._running is not None:
+            return Checksum(self.ALGORITHM, self._running.digest_base64())
+        if self._body.replayable:
+            return Checksum(self.ALGORITHM, _hash_now(self._body, self.ALGORITHM, self._stopped.is_set))
+        return None
+
+    async def stop(self) -> None:
+        """Until the thread has let go of the source."""
+        self._stopped.set()
+        if self._hashing is not None and not self._hashing.done():
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                await asyncio.wait([self._hashing])
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def _put_result(outcome: Outcome, body: Body, checksum: Checksum | None, what: str) -> PutResult:
+    response = outcome.reply.response
+    verified = False
+    if checksum is not None:
+        stored = response.get(checksums.header_name(checksum.algorithm))
+        composite = (response.get("x-amz-checksum-type") or "").upper() == "COMPOSITE"
+        if stored and not composite:
+            if stored != checksum.value:
+                raise ChecksumMismatch(
+                    f"{what}: the server stored bytes with {checksum.algorithm} {stored}, sent were bytes with "
+                    f"{checksum.value}; the object there is not the source",
+                    algorithm=checksum.algorithm,
+                    sent=checksum.value,
+                    stored=stored,
+                )
+            verified = True
+    return PutResult(
+        status=response.status,
+        etag=response.get("etag") or "",
+        version_id=response.get("x-amz-version-id") or "",
+        size=body.size if body.size is not None else body.bytes_read,
+        checksum=checksum,
+        checksum_verified=verified,
+        request_id=response.get("x-amz-request-id") or "",
+        host_id=response.get("x-amz-id-2") or "",
+        region=outcome.region,
+        url=outcome.url.redacted(),
+        body_bytes_sent=outcome.body_bytes_sent,
+        hops=outcome.hops,
+        attempts=outcome.attempts,
+        redirects=outcome.redirects,
+        expect=outcome.expect,
+        send_path=outcome.send_path,
+        timings=outcome.timings,
+    )
+
+
+def _object_info(outcome: Outcome) -> ObjectInfo:
+    headers = outcome.reply.response.headers()
+    size = headers.get("content-length", "")
+    return ObjectInfo(
+        size=int(size) if size.isdigit() else -1,
+        etag=headers.get("etag", ""),
+        content_type=headers.get("content-type", ""),
+        last_modified=headers.get("last-modified", ""),
+        version_id=headers.get("x-amz-version-id", ""),
+        storage_class=headers.get("x-amz-storage-class", ""),
+        metadata=_prefixed(headers, "x-amz-meta-"),
+        checksums={
+            name: value for name, value in _prefixed(headers, "x-amz-checksum-").items() if name not in ("type", "mode")
+        },
+        region=outcome.region,
+        url=outcome.url.redacted(),
+        hops=outcome.hops,
+    )
+
+
+def _prefixed(headers: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {name[len(prefix) :]: value for name, value in headers.items() if name.startswith(prefix)}
+
+
+# --- sinks -----------------------------------------------------------------------------------------------------------
+
+
+class _Sink:
+    """Where the body of a GET goes. `rewind` says whether it can start again after some bytes came."""
+
+    count = 0
+
+    def write(self, view: memoryview) -> None:
+        raise NotImplementedError
+
+    def rewind(self) -> bool:
+        return self.count == 0
+
+    def commit(self) -> None:
+        """The body is complete."""
+
+    def discard(self) -> None:
+        """Called last, in any case."""
+
+
+class _CallSink(_Sink):
+    def __init__(self, call: Callable[[memoryview], object]) -> None:
+        self._call = call
+
+    def write(self, view: memoryview) -> None:
+        self._call(view)
+        self.count += view.nbytes
+
+
+class _PathSink(_Sink):
+    """Written beside its place and renamed when complete: a half-fetched object never has the name of a whole one."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        folder, name = os.path.split(path)
+        self._fd, self._temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".part", dir=folder or ".")
+        # mkstemp makes 0600; the user expects what open() would have given.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.fchmod(self._fd, 0o666 & ~mask)
+
+    def write(self, view: memoryview) -> None:
+        self.count += view.nbytes
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def rewind(self) -> bool:
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self.count = 0
+        return True
+
+    def commit(self) -> None:
+        os.replace(self._temporary, self._path)
+        self._temporary = ""
+
+    def discard(self) -> None:
+        os.close(self._fd)
+        if self._temporary:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary)
+
+
+class _Collector(_Sink):
+    """In memory, bounded."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, view: memoryview) -> None:
+        if len(self.data) + view.nbytes > limits.RESPONSE_BODY_MAX_BYTES:
+            raise UsageError(
+                f"the answer is longer than {limits.RESPONSE_BODY_MAX_BYTES} bytes; use get() with a sink", stage="answer"
+            )
+        self.data += view
+
+    def rewind(self) -> bool:
+        self.data.clear()
+        return True
+
+
+def _open_sink(sink: Sink) -> _Sink:
+    if isinstance(sink, (str, os.PathLike)):
+        return _PathSink(os.fspath(sink))
+    write = getattr(sink, "write", None)
+    if callable(write):
+        return _CallSink(partial(_write_all, write))
+    if callable(sink):
+        return _CallSink(sink)
+    raise UsageError(f"sink: {type(sink).__name__} is neither a path, a binary file nor a function taking a memoryview")
+
+
+def _write_all(write: Callable[[memoryview], Any], view: memoryview) -> None:
+    # A raw (unbuffered) file may take less than it is given.
+    while view:
+        taken = write(view)
+        if taken is None or taken >= view.nbytes:
+            return
+        view = view[taken:]
+
+
+# --- one object, one call --------------------------------------------------------------------------------------------
+
+
+async def put_async(
+    source: Source,
+    destination: str,
+    *,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    credentials: CredentialsOption = None,
+    config: Config | None = None,
+    profile: str | None = None,
+    **options: Unpack[PutOptions],
+) -> PutResult:
+    """`Client(...).put(...)` for a single object. For more than one keep a Client: it keeps the connections."""
+    async with Client(
+        endpoint_url=endpoint_url, region=region, credentials=credentials, config=config, profile=profile
+    ) as client:
+        return await client.put(source, destination, **options)
+
+
+def put(
+    source: Source,
+    destination: str,
+    *,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    credentials: CredentialsOption = None,
+    config: Config | None = None,
+    profile: str | None = None,
+    **options: Unpack[PutOptions],
+) -> PutResult:
+    """Put one object; needs no event loop and starts uvloop for the call. Arguments and errors as `Client.put`.
+
+    Raises UsageError inside a running event loop: use `put_async` there.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise UsageError("engine.put cannot be called inside a running event loop; use 'await engine.put_async(...)'")
+    import uvloop
+
+    return uvloop.run(
+        put_async(
+            source,
+            destination,
+            endpoint_url=endpoint_url,
+            region=region,
+            credentials=credentials,
+            config=config,
+            profile=profile,
+            **options,
+        )
+    )

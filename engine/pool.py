@@ -1,0 +1,323 @@
+"""Connections by origin: made, handed out one exchange at a time, reused, and closed when idle, unwanted or spoilt.
+
+Owns name resolution and the TCP handshake too (RFC 8305: addresses of both families raced, 250 ms apart). Knows nothing of
+requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import NamedTuple
+
+from engine import limits
+from engine.connection import Channel, Connection
+from engine.errors import ConnectFailed, ConnectTimedOut, UsageError
+from engine.exchange import Fate
+from engine.wire import Origin
+
+# Judges a resolved numeric address; returns the reason for a refusal, or "".
+AddressCheck = Callable[[str], str]
+_SockAddr = tuple[int, tuple[str, int] | tuple[str, int, int, int]]
+
+
+class AddressRefused(Exception):
+    """All addresses of a host are forbidden by the caller's check. `reason` is the check's."""
+
+    def __init__(self, reason: str, address: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.address = address
+
+
+class Acquired(NamedTuple):
+    """A connection and what it took to have it. Seconds; 0 when it was reused."""
+
+    connection: Connection
+    reused: bool
+    addresses: tuple[str, ...]
+    resolve_s: float
+    connect_s: float
+
+
+class Pool:
+    """At most `max_connections` at once, idle ones included; who comes when all are in use waits in line.
+
+    All calls on the loop the pool was made on. After a fork the child must make a new one: see `forget`.
+    """
+
+    def __init__(self, *, max_connections: int, max_idle_s: float) -> None:
+        self._max_connections = max_connections
+        self._max_idle_s = max_idle_s
+        self._channel = Channel(asyncio.get_running_loop())
+        self._idle: dict[Origin, list[tuple[float, Connection]]] = {}
+        self._open: set[Connection] = set()
+        self._opening = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    # --- handing out -----------------------------------------------------------------------------------------------
+
+    async def acquire(
+        self, origin: Origin, *, connect_timeout_s: float, check: AddressCheck | None = None, fresh: bool = False
+    ) -> Acquired:
+        """A connection to `origin`, reused when an idle one is there (unless `fresh`).
+
+        Raises ConnectFailed, ConnectTimedOut, AddressRefused, and UsageError when the pool is closed.
+        """
+        while True:
+            if self._closed:
+                raise UsageError("the client is closed")
+            if not fresh and (connection := self._take_idle(origin, check)) is not None:
+                return Acquired(connection, True, (connection.address,), 0.0, 0.0)
+            if len(self._open) + self._opening < self._max_connections or self._evict_idle():
+                return await self._open_one(origin, connect_timeout_s, check)
+            await self._wait_in_line()
+
+    def release(self, connection: Connection, fate: Fate) -> None:
+        """Give back what `acquire` gave, with the fate that the exchange decided."""
+        if self._closed:
+            connection.close(reset=fate is Fate.RESET)
+        elif connection.finish(fate):
+            self._idle.setdefault(connection.origin, []).append((monotonic(), connection))
+            self._schedule_sweep()
+        self._next_in_line()
+
+    def _take_idle(self, origin: Origin, check: AddressCheck | None) -> Connection | None:
+        """The most recently used one: the older ones get a chance to grow old and be closed."""
+        idle = self._idle.get(origin)
+        while idle:
+            since, connection = idle.pop()
+            if not connection.usable:
+                continue
+            if monotonic() - since > self._max_idle_s or (check is not None and check(connection.address)):
+                connection.close()
+                continue
+            return connection
+        return None
+
+    def _evict_idle(self) -> bool:
+        """Close the idle connection that was used longest ago, to make room for another origin."""
+        oldest = (
+            min((pile[0][0], origin) for origin, pile in self._idle.items() if pile)
+            if any(self._idle.values())
+            else None
+        )
+        if oldest is None:
+            return False
+        _since, connection = self._idle[oldest[1]].pop(0)
+        connection.close()
+        return True
+
+    async def _wait_in_line(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._next_in_line()  # it was our turn: pass it on
+            raise
+
+    def _next_in_line(self) -> None:
+        while self._waiters:
+            turn = self._waiters.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    # --- closing ---------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Close everything; running exchanges end with ConnectionLost. Returns when the loop has let go of the descriptors."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        everything = list(self._open)
+        for connection in everything:
+            connection.abort("the client was closed")
+        while self._waiters:
+            self._next_in_line()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(
+                asyncio.gather(*(connection.wait_closed() for connection in everything)), limits.CLOSE_GRACE_S
+            )
+        self._channel.close()
+
+    def _discard(self, connection: Connection) -> None:
+        if connection in self._open:
+            self._open.discard(connection)
+            pile = self._idle.get(connection.origin)
+            if pile is not None:
+                pile[:] = [entry for entry in pile if entry[1] is not connection]
+            self._next_in_line()
+
+    def _schedule_sweep(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(self._max_idle_s, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now, left = monotonic(), False
+        for origin in list(self._idle):
+            for since, connection in list(self._idle[origin]):
+                if now - since >= self._max_idle_s:
+                    connection.close()
+            left = left or bool(self._idle[origin])
+            if not self._idle[origin]:
+                del self._idle[origin]
+        if left:
+            self._schedule_sweep()
+
+    # --- making ----------------------------------------------------------------------------------------------------
+
+    async def _open_one(self, origin: Origin, timeout_s: float, check: AddressCheck | None) -> Acquired:
+        self._opening += 1
+        connecting = asyncio.ensure_future(self._connect(origin, check))
+        try:
+            # Not wait_for: before Python 3.12 it loses the result when a cancellation crosses with it.
+            await asyncio.wait([connecting], timeout=timeout_s)
+            if connecting.done():
+                return connecting.result()
+            connecting.cancel()
+            connecting.add_done_callback(self._close_late)
+        except asyncio.CancelledError:
+            connecting.cancel()
+            connecting.add_done_callback(self._close_late)
+            raise
+        finally:
+            self._opening -= 1
+            self._next_in_line()
+        raise ConnectTimedOut(f"{origin}: no connection within {timeout_s:g} s", limit_s=timeout_s, stage="connect")
+
+    def _close_late(self, connecting: asyncio.Task[Acquired]) -> None:
+        """A connection that came about after nobody waited for it any more."""
+        if not connecting.cancelled() and connecting.exception() is None:
+            connecting.result().connection.close()
+
+    async def _connect(self, origin: Origin, check: AddressCheck | None) -> Acquired:
+        began = monotonic()
+        addresses = await resolve(origin)
+        resolved = monotonic()
+        if check is not None:
+            refused = [(address, reason) for address in addresses if (reason := check(address[1][0]))]
+            addresses = [address for address in addresses if not check(address[1][0])]
+            if not addresses:
+                raise AddressRefused(refused[0][1], refused[0][0][1][0])
+        connected = await _race(origin, addresses)
+        done = monotonic()
+        try:
+            _transport, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(origin, self._channel), sock=connected
+            )
+        except BaseException:
+            connected.close()
+            raise
+        peer = connection.peer
+        connection.address = str(peer[0]) if peer else addresses[0][1][0]
+        connection.connect_s = done - resolved
+        connection.on_unusable = self._discard
+        self._open.add(connection)
+        names = tuple(address[1][0] for address in addresses)
+        return Acquired(connection, False, names, resolved - began, done - resolved)
+
+
+async def resolve(origin: Origin) -> list[_SockAddr]:
+    """Numeric addresses of `origin.host`, families alternating (RFC 8305 section 4). Raises ConnectFailed."""
+    with contextlib.suppress(ValueError):
+        literal = ipaddress.ip_address(origin.host)
+        if literal.version == 6:
+            return [(socket.AF_INET6, (origin.host, origin.port, 0, 0))]
+        return [(socket.AF_INET, (origin.host, origin.port))]
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        again = error.errno == socket.EAI_AGAIN
+        raise ConnectFailed(
+            f"{origin.host}: the name cannot be resolved ({error.strerror}); check the spelling of the endpoint or the bucket",
+            errno=error.errno,
+            stage="resolve",
+            retryable=again,
+        ) from None
+    by_family: dict[int, list[_SockAddr]] = {}
+    for family, _type, _protocol, _name, address in found:
+        if family in (socket.AF_INET, socket.AF_INET6):
+            by_family.setdefault(family, []).append((int(family), address))  # type: ignore[arg-type]
+    ordered: list[_SockAddr] = []
+    piles = list(by_family.values())
+    while any(piles):
+        ordered += [pile.pop(0) for pile in piles if pile]
+    if not ordered:
+        raise ConnectFailed(f"{origin.host}: the name has no address", stage="resolve", retryable=False)
+    return ordered
+
+
+async def _race(origin: Origin, addresses: list[_SockAddr]) -> socket.socket:
+    """The first connected socket; the next address is tried when one fails, or after HAPPY_EYEBALLS_DELAY_S."""
+    if len(addresses) == 1:
+        try:
+            return await _dial(addresses[0])
+        except OSError as error:
+            raise _connect_failed(origin, error) from None
+    running: set[asyncio.Task[socket.socket]] = set()
+    waiting, last_error = list(addresses), OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+    try:
+        while waiting or running:
+            if waiting:
+                running.add(asyncio.ensure_future(_dial(waiting.pop(0))))
+            delay = limits.HAPPY_EYEBALLS_DELAY_S if waiting else None
+            done, running = await asyncio.wait(running, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            winners = [task.result() for task in done if task.exception() is None]
+            for loser in winners[1:]:
+                loser.close()
+            if winners:
+                return winners[0]
+            for task in done:
+                error = task.exception()
+                if not isinstance(error, OSError):
+                    raise error or AssertionError
+                last_error = error
+    finally:
+        for task in running:
+            task.cancel()
+            task.add_done_callback(_close_late_winner)
+    raise _connect_failed(origin, last_error)
+
+
+def _close_late_winner(task: asyncio.Task[socket.socket]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+def _connect_failed(origin: Origin, error: OSError) -> ConnectFailed:
+    name = errno.errorcode.get(error.errno or 0, "")
+    hint = {
+        errno.ECONNREFUSED: "nothing listens there; check the port of the endpoint",
+        errno.ENETUNREACH: "there is no route; check the network or a proxy",
+        errno.EHOSTUNREACH: "there is no route; check the network or a proxy",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return ConnectFailed(f"{origin}: no connection ({name}: {hint})", errno=error.errno, stage="connect")
+
+
+async def _dial(address: _SockAddr) -> socket.socket:
+    family, target = address
+    dialled = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Bounds what is queued unsent, and so what an early refusal wastes; never SO_SNDBUF, which ends autotuning.
+        dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limits.NOTSENT_LOWAT_BYTES)
+        await asyncio.get_running_loop().sock_connect(dialled, target)
+    except BaseException:
+        dialled.close()
+        raise
+    return dialled

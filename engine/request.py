@@ -1,0 +1,645 @@
+"""One intent carried out: hops, redirects, attempts, and the account of every body byte.
+
+Each hop's request is built anew from the intent (`redirect.Intent`): new Host, fresh date, new signature; nothing is copied from
+the head that went before. What is decided here is only the order of questions; the answers come from `exchange` (may the body
+leave?), `redirect` (where to?) and `retry` (again?).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import email.utils
+import logging
+import os
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import engine
+from engine import events, limits, redirect, retry, s3, signing
+from engine._fastparse import Response
+from engine.connection import Connection, Reply
+from engine.errors import (
+    ConnectionLost,
+    EngineError,
+    ProtocolError,
+    RedirectRefused,
+    ResponseError,
+    SourceChanged,
+    SourceNotReplayable,
+    TimedOut,
+    TotalTimedOut,
+    TransportError,
+    UsageError,
+)
+from engine.exchange import Exchange, Fate, OriginFacts, Plan, State, plan_body
+from engine.pool import Acquired, AddressRefused, Pool
+from engine.results import Hop, Progress, SendPath, Timings
+from engine.wire import Field, Origin, Url, redact_head, request_head
+
+if TYPE_CHECKING:
+    from engine.body import Body
+    from engine.config import Config
+    from engine.credentials import Provider
+
+log = logging.getLogger("engine")
+
+_ORIGINS_MAX = 1024  # remembered; the oldest is forgotten, and asked as a stranger again
+_CLOCK_CODES = ("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture")
+_STALE_CREDENTIALS = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
+NO_TLS = (
+    "https needs TLS, which this build of engine does not have yet (it sends plain http); "
+    "use an http:// endpoint, or a TLS-terminating proxy on this host"
+)
+
+
+class Shared:
+    """What the requests of one client have in common. Belongs to one event loop and one process."""
+
+    def __init__(self, *, max_connections: int, max_idle_s: float) -> None:
+        self._max_connections = max_connections
+        self._max_idle_s = max_idle_s
+        self._pool: Pool | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self.regions = s3.RegionCache()
+        self.clock_offset = timedelta(0)
+        self._origins: OrderedDict[Origin, OriginFacts] = OrderedDict()
+
+    def pool(self) -> Pool:
+        """The pool of this loop. After a fork a new one: the inherited connections are the parent's, and stay unread."""
+        loop = asyncio.get_running_loop()
+        if self._pool is not None and self._pid != os.getpid():
+            _INHERITED.append(self._pool)
+            self._pool = None
+        if self._pool is None:
+            self._pool = Pool(max_connections=self._max_connections, max_idle_s=self._max_idle_s)
+            self._loop, self._pid = loop, os.getpid()
+        elif self._loop is not loop:
+            raise UsageError("a Client belongs to the event loop it was first used on; make one for each loop")
+        return self._pool
+
+    def facts(self, origin: Origin) -> OriginFacts:
+        found = self._origins.get(origin)
+        if found is None:
+            found = self._origins[origin] = OriginFacts()
+            if len(self._origins) > _ORIGINS_MAX:
+                self._origins.popitem(last=False)
+        return found
+
+    async def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None and self._pid == os.getpid():
+            await pool.close()
+
+
+# Keeps the transports of a parent process from being collected, and so closed in the parent's name, in a child.
+_INHERITED: list[Pool] = []
+
+
+@dataclass
+class Outcome:
+    """A successful answer and what it took."""
+
+    reply: Reply
+    url: Url
+    region: str
+    hops: tuple[Hop, ...]
+    attempts: int
+    redirects: int
+    body_bytes_sent: int
+    expect: str
+    send_path: SendPath
+    timings: Timings
+
+
+@dataclass
+class _Target:
+    """Where the next hop goes."""
+
+    url: Url
+    region: str
+    signed: bool
+    check_address: bool = False
+
+
+@dataclass
+class _Answered:
+    """A hop that got a final answer."""
+
+    target: _Target
+    exchange: Exchange
+    reply: Reply
+    send_path: SendPath
+    timings: Timings
+    unsigned_fields: tuple[Field, ...] = ()
+
+    @property
+    def response(self) -> Response:
+        return self.reply.response
+
+
+@dataclass
+class Job:
+    """What is to be done, and with what. `fields` computed late (checksums) are in the intent already.
+
+    Attributes:
+      what: the request in words, for errors: "PUT s3://bucket/key".
+      payload_hash: for the signature. provider: None when the intent is not signed.
+      framing: the fields that tell the body's length, in the order they are sent.
+      sink: takes the body of a 2xx answer, piece by piece. any_status: answers of 4xx and 5xx are results, not errors.
+      on_body_start: called once, when the first body byte is about to leave.
+    """
+
+    intent: redirect.Intent
+    config: Config
+    what: str
+    provider: Provider | None = None
+    body: Body | None = None
+    payload_hash: str = signing.UNSIGNED_PAYLOAD
+    framing: tuple[Field, ...] = ()
+    sink: Callable[[memoryview], object] | None = None
+    rewind_sink: Callable[[], bool] | None = None
+    any_status: bool = False
+    conditional: bool = False
+    is_s3_endpoint: bool = False
+    on_event: Callable[[events.Event], object] | None = None
+    on_body_start: Callable[[], object] | None = None
+
+
+class Run:
+    """Carries out one Job. `progress()` may be called at any time from the loop's thread."""
+
+    def __init__(self, shared: Shared, job: Job) -> None:
+        self._shared = shared
+        self._job = job
+        self._config = job.config
+        self._hops: list[Hop] = []
+        self._attempt = 0
+        self._redirects = 0
+        self._phase = "resolving"
+        self._began = monotonic()
+        self._connection: Connection | None = None
+        self._exchange: Exchange | None = None
+        self._body_started = False
+        self._ambiguous = False
+        self._clock_corrected = False
+        self._credentials_renewed = False
+
+    # --- what callers look at --------------------------------------------------------------------------------------
+
+    def progress(self) -> Progress:
+        body = self._job.body
+        sent = 0
+        if self._exchange is not None:
+            sent = self._exchange.body_sent + (self._connection.in_flight if self._connection is not None else 0)
+        return Progress(sent, body.size if body is not None else 0, self._phase, max(1, self._attempt), len(self._hops) + 1)
+
+    async def run(self) -> Outcome:
+        """Raises EngineError with the facts attached, the source's own OSError, or CancelledError."""
+        total_s = self._config.total_timeout_s
+        status, failed = 0, ""
+        try:
+            if total_s is None:
+                outcome = await self._attempts()
+            else:
+                outcome = await self._within(total_s)
+            status = outcome.reply.response.status
+            return outcome
+        except EngineError as error:
+            failed = type(error).__name__
+            error.hops = tuple(self._hops)
+            error.attempts = self._attempt
+            error.body_bytes_sent = self._bytes_sent
+            raise
+        except BaseException as error:
+            failed = type(error).__name__
+            raise
+        finally:
+            self._phase = "done"
+            self._tell(events.Done, status, failed, self._bytes_sent, monotonic() - self._began)
+
+    async def _within(self, total_s: float) -> Outcome:
+        running = asyncio.ensure_future(self._attempts())
+        try:
+            await asyncio.wait([running], timeout=total_s)
+            if running.done():
+                return running.result()
+        finally:
+            if not running.done():
+                running.cancel()
+                await asyncio.wait([running])
+        if not running.cancelled() and running.exception() is None:
+            return running.result()  # it ended while it was being cancelled
+        raise TotalTimedOut(f"{self._job.what}: not done within {total_s:g} s", limit_s=total_s, stage=self._phase)
+
+    @property
+    def _bytes_sent(self) -> int:
+        return sum(hop.body_bytes_sent for hop in self._hops)
+
+    def _tell(self, kind: Callable[..., events.Event], *facts: Any) -> None:
+        if self._job.on_event is None:
+            return
+        try:
+            self._job.on_event(kind(monotonic(), *facts))
+        except Exception as error:
+            asyncio.get_running_loop().call_exception_handler({"message": "on_event raised", "exception": error})
+
+    # --- attempts --------------------------------------------------------------------------------------------------
+
+    async def _attempts(self) -> Outcome:
+        fresh = False
+        while True:
+            self._attempt += 1
+            try:
+                return await self._follow(fresh)
+            except (TransportError, TimedOut, ResponseError) as error:
+                decision = self._again(error)
+                if isinstance(decision, retry.GiveUp):
+                    if decision.reason == "not-replayable":
+                        raise self._not_replayable(f"after {type(error).__name__}") from error
+                    raise
+            self._mark_last("retried")
+            self._ambiguous = self._ambiguous or decision.ambiguous
+            fresh = decision.fresh_connection
+            if not decision.counted:
+                self._attempt -= 1
+            self._phase = "backing off"
+            self._tell(events.Retry, self._attempt + 1, decision.after_s, decision.reason)
+            await asyncio.sleep(decision.after_s)
+
+    def _again(self, error: TransportError | TimedOut | ResponseError) -> retry.Again | retry.GiveUp:
+        raise NotImplementedError
+
+    def _not_replayable(self, why: str) -> SourceNotReplayable:
+        body = self._job.body
+        taken = body.bytes_read if body is not None else 0
+        return SourceNotReplayable(
+            f"{self._job.what}: the body has to be sent again ({why}), but {taken} bytes were taken from a source that cannot "
+            "be read twice; give a path, a buffer or a seekable file, or use expect='strict'"
+        )
+
+    # --- one attempt: hop after hop --------------------------------------------------------------------------------
+
+    async def _follow(self, fresh: bool) -> Outcome:
+        job = self._job
+        target = self._first_target()
+        visits: list[redirect.Visit] = []
+        while True:
+            answered = await self._hop(target, job.intent.method, job.body, fresh=fresh)
+            fresh = False
+            exchange, response = answered.exchange, answered.response
+            visits.append(redirect.Visit(target.url, target.region, exchange.plan.asks))
+            if exchange.succeeded:
+                self._mark_last("answered" if exchange.plan.body_size == 0 else "stored")
+                return self._outcome(answered)
+            if 200 <= response.status < 300:
+                raise self._early_success(answered)
+            if self._ask_no_more(answered):
+                continue
+            document = s3.parse_error(answered.reply.body)
+            if self._correct_clock(document.code, response) or await self._renew_credentials(document.code):
+                self._mark_last("retried")
+                continue
+            answer = redirect.Answer(
+                response.status, tuple(response.get_all("location")), response.get("x-amz-bucket-region") or "", document
+            )
+            following = await self._decide(visits, answer)
+            if following is None:
+                self._mark_last("answered" if job.any_status else "refused")
+                if job.any_status:
+                    return self._outcome(answered)
+                raise self._refusal(answered, document)
+            target = following
+            self._redirects += 1
+            self._tell(
+                events.Redirect, response.status, target.url.redacted(), target.region if target.signed else "", self._kind
+            )
+
+    _kind = ""
+
+    async def _decide(self, visits: Sequence[redirect.Visit], answer: redirect.Answer) -> _Target | None:
+        """Where the answer leads; None when it is no redirect. Raises RedirectRefused."""
+        intent, policy = self._job.intent, self._config.redirects
+        decision = redirect.decide(intent, visits, answer, policy)
+        if isinstance(decision, redirect.Discover):
+            region = await self._discover(decision)
+            decision = redirect.decide(intent, visits, dataclasses.replace(answer, bucket_region=region), policy) if region else None
+        if decision is None or isinstance(decision, redirect.Discover):
+            return None
+        if isinstance(decision, redirect.Refuse):
+            self._mark_last("refused")
+            kind = redirect_error(decision.reason)
+            raise kind(
+                f"{self._job.what}: {decision.message}",
+                status=answer.status,
+                reason=decision.reason,
+                location=decision.location,
+                code=answer.error.code,
+            )
+        if decision.learned_region and intent.bucket:
+            self._shared.regions.learn(intent.bucket, decision.learned_region)
+        if decision.url.scheme == "https":
+            self._mark_last("refused")
+            raise RedirectRefused(
+                f"{self._job.what}: redirected to {decision.url.redacted()}, but {NO_TLS}",
+                status=answer.status,
+                reason="no-tls",
+                location=decision.url.redacted(),
+            )
+        body = self._job.body
+        if body is not None and body.bytes_read and not body.replayable:
+            raise self._not_replayable("a redirect came after it had begun to leave")
+        self._mark_last("region" if decision.kind != "location" else "redirected")
+        self._kind = decision.kind
+        return _Target(decision.url, decision.region, decision.sign, decision.check_address)
+
+    async def _discover(self, question: redirect.Discover) -> str:
+        """Ask the bucket itself for its region: any answer to a HEAD of it carries one. "" when it does not."""
+        target = _Target(question.url, question.region, signed=True)
+        answered = await self._hop(target, "HEAD", None)
+        self._mark_last("answered")
+        return answered.response.get("x-amz-bucket-region") or ""
+
+    def _first_target(self) -> _Target:
+        intent = self._job.intent
+        region = self._shared.regions.get(intent.bucket) if intent.bucket and intent.signed else ""
+        if region and intent.endpoint is not None and region != intent.region:
+            url = s3.address(
+                intent.endpoint,
+                intent.bucket,
+                intent.key,
+                region=region,
+                addressing=self._config.addressing,
+            )
+            return _Target(dataclasses.replace(url, query=intent.url.query), region, intent.signed)
+        return _Target(intent.url, intent.region, intent.signed)
+
+    def _ask_no_more(self, answered: _Answered) -> bool:
+        """417: the same request again without Expect, which is not part of the signature (RFC 9110 section 15.5.18)."""
+        plan = answered.exchange.plan
+        if answered.response.status != 417 or not plan.asks or self._config.expect == "strict":
+            return False
+        self._shared.facts(answered.target.url.origin).refuses_expect = True
+        self._mark_last("retried")
+        return True
+
+    def _correct_clock(self, code: str, response: Response) -> bool:
+        """S3 refuses requests that are more than 15 minutes off: trust the server's clock, once."""
+        date = response.get("date")
+        if code not in _CLOCK_CODES or self._clock_corrected or date is None:
+            return False
+        try:
+            there = email.utils.parsedate_to_datetime(date)
+        except ValueError:
+            return False
+        if there.tzinfo is None:
+            there = there.replace(tzinfo=timezone.utc)
+        self._clock_corrected = True
+        self._shared.clock_offset = there - datetime.now(timezone.utc)
+        log.warning("this machine's clock differs from the server's by %s; signing with the server's time", self._shared.clock_offset)
+        return True
+
+    async def _renew_credentials(self, code: str) -> bool:
+        provider = self._job.provider
+        if code not in _STALE_CREDENTIALS or self._credentials_renewed or provider is None:
+            return False
+        self._credentials_renewed = True
+        credentials = await provider.get()
+        return credentials is not None and provider.invalidate(credentials)
+
+    def _outcome(self, answered: _Answered) -> Outcome:
+        exchange = answered.exchange
+        total_s = monotonic() - self._began
+        return Outcome(
+            reply=answered.reply,
+            url=answered.target.url,
+            region=answered.target.region if answered.target.signed else "",
+            hops=tuple(self._hops),
+            attempts=self._attempt,
+            redirects=self._redirects,
+            body_bytes_sent=self._bytes_sent,
+            expect=exchange.expect,
+            send_path=answered.send_path,
+            timings=dataclasses.replace(answered.timings, total=total_s),
+        )
+
+    def _early_success(self, answered: _Answered) -> ProtocolError:
+        exchange = answered.exchange
+        self._mark_last("early-success")
+        return ProtocolError(
+            f"{self._job.what}: the server said {exchange.status} after {exchange.body_sent} of "
+            f"{exchange.plan.body_size if exchange.plan.body_size is not None else 'an unknown number of'} body bytes; "
+            "it cannot have stored the object",
+            kind="early-success",
+        )
+
+    def _refusal(self, answered: _Answered, document: s3.ErrorDocument) -> ResponseError:
+        response = answered.response
+        return s3.error_for(
+            self._job.what,
+            response.status,
+            document,
+            conditional=self._job.conditional,
+            maybe_own=self._ambiguous,
+            request_id=response.get("x-amz-request-id") or "",
+            host_id=response.get("x-amz-id-2") or "",
+            retry_after_s=retry.parse_retry_after(response.get("retry-after"), datetime.now(timezone.utc)),
+        )
+
+    def _mark_last(self, outcome: str) -> None:
+        if self._hops:
+            self._hops[-1] = dataclasses.replace(self._hops[-1], outcome=outcome)
+
+    # --- one hop ---------------------------------------------------------------------------------------------------
+
+    async def _hop(self, target: _Target, method: str, body: Body | None, *, fresh: bool = False) -> _Answered:
+        """One request on one connection. Appends its Hop, whatever happens."""
+        began = monotonic()
+        job, config = self._job, self._config
+        body_read = body.bytes_read if body is not None else 0
+        exchange: Exchange | None = None
+        outcome = "lost"
+        try:
+            acquired = await self._acquire(target, fresh)
+            connection = acquired.connection
+            origin = target.url.origin
+            facts = self._shared.facts(origin)
+            plan = plan_body(
+                body_size=0 if body is None else body.size,
+                replayable=body is None or body.replayable,
+                expect=config.expect,
+                continue_timeout_s=config.continue_timeout_s,
+                facts=facts,
+                is_s3=job.is_s3_endpoint,
+                round_trip_s=connection.connect_s,
+                response_timeout_s=config.response_timeout_s,
+                stall_timeout_s=config.stall_timeout_s,
+                streams_answer=job.sink is not None,
+            )
+            exchange = Exchange(plan, monotonic())
+            try:
+                signing_began = monotonic()
+                head = await self._head(target, method, plan, body)
+                sign_s = monotonic() - signing_began
+                reply = await self._perform(connection, exchange, target, method, head, body)
+            finally:
+                self._connection = self._exchange = None
+                self._shared.pool().release(connection, exchange.fate if exchange.finished else Fate.CLOSE)
+            outcome = "answered"
+            self._learn(facts, exchange, reply.response)
+            timings = _timings(acquired, sign_s, exchange, connection, monotonic() - signing_began - sign_s)
+            return _Answered(target, exchange, reply, connection.send_path, timings)
+        except BaseException as error:
+            outcome = _outcome_of(error)
+            raise
+        finally:
+            self._hops.append(
+                Hop(
+                    url=target.url.redacted(),
+                    status=exchange.status if exchange is not None else 0,
+                    region=target.region if target.signed else "",
+                    body_bytes_sent=exchange.body_sent if exchange is not None else 0,
+                    body_bytes_read=(body.bytes_read if body is not None else 0) - body_read,
+                    continue_wait_s=exchange.continue_wait_s if exchange is not None else 0.0,
+                    outcome=outcome,
+                    seconds=monotonic() - began,
+                )
+            )
+
+    async def _acquire(self, target: _Target, fresh: bool) -> Acquired:
+        self._phase = "connecting"
+        origin = target.url.origin
+        if origin.scheme == "https":
+            raise UsageError(f"{origin}: {NO_TLS}")
+        check = self._address_check if target.check_address else None
+        try:
+            acquired = await self._shared.pool().acquire(
+                origin, connect_timeout_s=self._config.connect_timeout_s, check=check, fresh=fresh
+            )
+        except AddressRefused as refused:
+            raise RedirectRefused(
+                f"{self._job.what}: redirected to {target.url.redacted()}, which is {refused.address}: {refused.reason}",
+                status=self._hops[-1].status if self._hops else 0,
+                reason="private-address",
+                location=target.url.redacted(),
+            ) from None
+        if not acquired.reused:
+            self._tell(events.Resolved, origin.host, acquired.addresses, acquired.resolve_s)
+        self._tell(
+            events.Connected, str(origin), acquired.connection.address, acquired.reused, acquired.connect_s
+        )
+        return acquired
+
+    def _address_check(self, address: str) -> str:
+        raise NotImplementedError
+
+    async def _head(self, target: _Target, method: str, plan: Plan, body: Body | None) -> bytes:
+        """The request head for one hop, from the intent."""
+        job, url = self._job, target.url
+        fields: list[Field] = [("host", url.authority), ("user-agent", f"putengine/{engine.__version__}")]
+        if body is not None:
+            fields += job.framing
+        if plan.asks:
+            fields.append(("expect", "100-continue"))
+        carried = list(job.intent.fields) if body is not None or method == job.intent.method else []
+        if target.signed and job.provider is not None:
+            credentials = await job.provider.get()
+            if credentials is not None:
+                url = dataclasses.replace(url, path=signing.canonical_path(url.path))
+                carried += signing.sign(
+                    credentials,
+                    method,
+                    url,
+                    carried,
+                    region=target.region,
+                    now=datetime.now(timezone.utc) + self._shared.clock_offset,
+                    payload_hash=job.payload_hash if body is not None else signing.UNSIGNED_PAYLOAD,
+                    service=s3.signing_service(url),
+                )
+        return request_head(method, url.target, fields + carried)
+
+    async def _perform(
+        self, connection: Connection, exchange: Exchange, target: _Target, method: str, head: bytes, body: Body | None
+    ) -> Reply:
+        job = self._job
+        self._connection, self._exchange = connection, exchange
+        hop, attempt = len(self._hops) + 1, self._attempt
+        self._phase = "asking" if exchange.plan.asks else "awaiting answer"
+        watched = job.on_event is not None
+
+        def head_sent() -> None:
+            self._tell(
+                events.HeadSent, hop, attempt, method, target.url.redacted(), redact_head(head), exchange.plan.asks
+            )
+
+        def body_started() -> None:
+            self._phase = "sending"
+            if not self._body_started:
+                self._body_started = True
+                if job.on_body_start is not None:
+                    job.on_body_start()
+            if watched:
+                self._tell(events.BodyStarted, exchange.plan.body_size, exchange.expect, exchange.continue_wait_s)
+
+        def interim(response: Response) -> None:
+            self._tell(events.Continue, response.status, _head_text(response))
+
+        on_body = self._sink_body if job.sink is not None and method == job.intent.method else None
+        reply = await connection.perform(
+            exchange,
+            method,
+            head,
+            body,
+            on_body=on_body,
+            on_interim=interim if watched else None,
+            on_head_sent=head_sent if watched else None,
+            on_body_start=body_started,
+        )
+        self._phase = "awaiting answer"
+        if watched:
+            self._tell(
+                events.Response, reply.response.status, _head_text(reply.response), exchange.body_sent, connection.send_path
+            )
+        return reply
+
+    def _sink_body(self, view: memoryview) -> None:
+        raise NotImplementedError
+
+    def _learn(self, facts: OriginFacts, exchange: Exchange, response: Response) -> None:
+        facts.speaks_http10 = response.version == (1, 0)
+        if exchange.expect in ("continue", "final"):
+            facts.answers_expect = True
+
+
+def _timings(acquired: Acquired, sign_s: float, exchange: Exchange, connection: Connection, spent_s: float) -> Timings:
+    return Timings(
+        dns=acquired.resolve_s,
+        connect=acquired.connect_s,
+        sign=sign_s,
+        continue_wait=exchange.continue_wait_s,
+        body=connection.body_s,
+        response=max(0.0, spent_s - exchange.continue_wait_s - connection.body_s),
+    )
+
+
+def _outcome_of(error: BaseException) -> str:
+    if isinstance(error, TimedOut):
+        return "timed-out"
+    if isinstance(error, SourceChanged):
+        return "source-changed"
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return "lost" if isinstance(error, (ConnectionLost, ProtocolError)) else "failed"
+
+
+def _head_text(response: Response) -> str:
+    lines = [f"HTTP/{response.version[0]}.{response.version[1]} {response.status} {response.reason}".rstrip()]
+    lines += [f"{name.decode('latin-1')}: {value.decode('latin-1')}" for name, value in response.raw_headers()]
+    return redact_head(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
