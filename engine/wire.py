@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from engine.errors import UsageError
 
@@ -23,12 +23,16 @@ Field = tuple[str, str]
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")  # RFC 9110 section 5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e]*\Z")  # RFC 9110 section 5.5, without obs-text
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
-_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.\-]*[a-z0-9_])?\Z")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_\-]{0,61}[a-z0-9_])?"  # RFC 1035 section 2.3.1, and the "_" that is in use
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\Z")
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 # Left alone when a path or query is made safe to send: RFC 3986's unreserved, reserved and "%".
 _TARGET_SAFE = "!#$%&'()*+,/:;=?@[]-._~"
+# Names of query parameters and fields whose values are capabilities: presigned S3 (V2, V4), CloudFront, GCS, Azure SAS, WebHDFS
+# (delegation), XRootD (authz, xrdhttptk), dCache (uuid), macaroons. Too many is harmless, one too few is a leak.
 _SECRET_QUERY = re.compile(
-    r"sig|token|credential|secret|passw|delegation|authz|auth\b|accesskey|access_key|apikey|api_key|macaroon",
+    r"sig|token|tk\b|cred|secret|passw|pwd|delegation|auth(?!or\b)|bearer|jwt|sess|cookie"
+    r"|access[-_]?key|access[-_]?id|api[-_]?key|\bkey\b|key-pair|macaroon|uuid|\bpolicy\b",
     re.IGNORECASE,
 )
 REDACTED = "REDACTED"
@@ -82,25 +86,42 @@ class Url:
         """For logs, errors and results: values of query parameters that look like a signature or a token are hidden."""
         if self.query is None:
             return str(self)
-        return str(replace(self, query="&".join(_redact_parameter(p) for p in self.query.split("&"))))
+        return str(replace(self, query=_redact_query(self.query)))
 
     __repr__ = redacted
 
 
+def _redact_query(query: str) -> str:
+    # ";" separates too for some servers: "a=1;token=…" must not pass as the value of "a".
+    return "".join(_redact_parameter(part) for part in re.split("([&;])", query))
+
+
 def _redact_parameter(parameter: str) -> str:
     name, equals, _value = parameter.partition("=")
-    return f"{name}={REDACTED}" if equals and _SECRET_QUERY.search(name) else parameter
+    return f"{name}={REDACTED}" if equals and _SECRET_QUERY.search(unquote(name)) else parameter
 
 
 def redact_url_text(text: str) -> str:
-    """The same for a URL that did not parse, e.g. a bad `Location`: user-info and every query value are hidden."""
-    head, question, query = text.partition("?")
-    scheme, slashes, rest = head.partition("//")
-    authority, slash, path = rest.partition("/")
-    authority = f"{REDACTED}@{authority.rpartition('@')[2]}" if "@" in authority else authority
-    hidden = "&".join(f"{p.partition('=')[0]}={REDACTED}" if "=" in p else p for p in query.split("&"))
-    shown = f"{scheme}{slashes}{authority}{slash}{path}{question}{hidden}"
-    return shown.encode("ascii", "backslashreplace").decode()[:500]
+    """The same for a URL that did not parse, e.g. a bad `Location`: what could be user-info, every query value and the
+    fragment are hidden; what cannot be shown is escaped; at most 500 characters."""
+    head, question, query = text.partition("#")[0].partition("?")
+    if "@" in query:  # "http://user:pass?word@host": where the authority ends is what the parsers disagree on
+        head, question, query = f"{head}?{query}", "", ""
+    before, at, after = head.rpartition("@")
+    if at:
+        scheme = _SCHEME.match(before)
+        head = f"{scheme.group(0) if scheme else ''}//{REDACTED}@{after}"
+    hidden = [f"{p.partition('=')[0]}={REDACTED}" if "=" in p else p[:32] for p in re.split("[&;]", query)]
+    return printable(f"{head}{question}{'&'.join(hidden)}", 500)
+
+
+def printable(text: str, limit: int) -> str:
+    """Text of a stranger for an error or a log: control characters, line ends and direction marks are escaped, so that it can
+    neither forge a line nor drive a terminal; at most `limit` characters of it are shown."""
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    if cut.isprintable():
+        return cut
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
 
 
 def parse_url(text: str) -> Url:
@@ -109,9 +130,11 @@ def parse_url(text: str) -> Url:
     Characters that may not stand in a path or query (space, non-ASCII …) are percent-encoded as UTF-8; what is encoded
     already stays as it is, dot segments too: an S3 key may hold them.
 
-    Raises UsageError: no http(s) scheme, no host, user-info, control characters, a host that is neither a DNS name nor a
-    plain IP address ("0x7f.1", "127.1"), a port outside 1–65535.
+    Raises UsageError: no http(s) scheme, no host, user-info, control characters, lone surrogates, a host that is neither a DNS
+    name nor a plain IP address ("0x7f.1", "127.1"), a port outside 1–65535.
     """
+    if not isinstance(text, str):
+        raise UsageError(f"URL: {type(text).__name__} instead of str")
     found = _SCHEME.match(text)
     scheme = found.group(1).lower() if found else ""
     if scheme not in DEFAULT_PORTS:
@@ -135,7 +158,10 @@ def _split_authority(rest: str) -> tuple[str, str]:
 
 
 def _split_target(target: str) -> tuple[str, str | None]:
-    target = quote(target.partition("#")[0], safe=_TARGET_SAFE)
+    try:
+        target = quote(target.partition("#")[0], safe=_TARGET_SAFE)
+    except UnicodeEncodeError:
+        raise UsageError(f"{_shown(target)}: not valid Unicode") from None
     path, _question, query = target.partition("?")
     # A bare "?" (Ceph's Location ends in one) means the same resource and signs the same: dropped.
     return path or "/", query or None
@@ -165,20 +191,26 @@ def _parse_authority(authority: str, scheme: str, text: str) -> tuple[str, int]:
 
 def check_host(host: str, shown: str | None = None) -> str:
     """A DNS name or dotted IPv4 address, lower-case, without the root's trailing dot. Raises UsageError."""
-    where = _shown(host if shown is None else shown)
     name = host.lower().removesuffix(".")
     if not host.isascii():
+        where = _shown(host if shown is None else shown)
         raise UsageError(f"{where}: write an international host name in its ASCII form (xn--…)")
-    if not _HOST.match(name) or ".." in name or len(name) > 253:
-        raise UsageError(f"{where}: no valid host name")
+    if len(name) > 253 or not _HOST.match(name):
+        raise UsageError(f"{_shown(host if shown is None else shown)}: no valid host name")
     last = name.rpartition(".")[2]
     if last.isdigit() or re.match(r"0x[0-9a-f]*\Z", last):
         # What inet_aton takes and ipaddress does not ("127.1", "0x7f.0.0.1", "017700000001") hides an address from a policy.
         try:
             return str(ipaddress.IPv4Address(name))
         except ValueError:
+            where = _shown(host if shown is None else shown)
             raise UsageError(f"{where}: an IPv4 address is written as four decimal numbers") from None
     return name
+
+
+def is_address(host: str) -> bool:
+    """Whether a checked host (`Url.host`) is an IP address and not a name."""
+    return ":" in host or host.rpartition(".")[2].isdigit()
 
 
 def resolve_reference(base: Url, reference: str) -> Url:
@@ -265,12 +297,10 @@ SECRET_FIELDS = frozenset(
 
 def redact_head(head: bytes) -> str:
     """A request or response head for `--trace` and logs: secret field values and query values are hidden."""
-    lines = head.decode("latin-1").split("\r\n")
-    first = lines[0].split(" ")
-    if len(first) == 3 and "?" in first[1]:
-        path, _q, query = first[1].partition("?")
-        first[1] = path + "?" + "&".join(_redact_parameter(p) for p in query.split("&"))
-        lines[0] = " ".join(first)
+    lines = [printable(line, len(line)) for line in head.decode("latin-1").split("\r\n")]
+    before, space, last = lines[0].rpartition(" ")  # "PUT /path?query HTTP/1.1"
+    path, question, query = before.partition("?")
+    lines[0] = path + question + _redact_query(query) + space + last
     for i, line in enumerate(lines[1:], 1):
         name, colon, value = line.partition(":")
         if not colon:
@@ -278,7 +308,13 @@ def redact_head(head: bytes) -> str:
         lowered = name.strip().lower()
         if lowered in SECRET_FIELDS or _SECRET_QUERY.search(lowered):
             lines[i] = f"{name}: {REDACTED}"
-        elif lowered in ("location", "content-location", "referer") and "?" in value:
-            url, _q, query = value.partition("?")
-            lines[i] = f"{name}:{url}?" + "&".join(_redact_parameter(p) for p in query.split("&"))
+        elif lowered in ("location", "content-location", "referer"):
+            lines[i] = f"{name}:{_redact_location(value)}"
     return "\r\n".join(lines)
+
+
+def _redact_location(value: str) -> str:
+    url, question, query = value.partition("#")[0].partition("?")
+    if "@" in url or "@" in query:
+        return " " + redact_url_text(value.strip())
+    return url + question + _redact_query(query)
