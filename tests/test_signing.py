@@ -90,7 +90,7 @@ def test_the_examples_of_the_s3_reference_have_their_published_signatures(
     assert dict(added)["x-amz-content-sha256"] == payload_hash
 
 
-# --- botocore as the oracle ------------------------------------------------------------------------------------------
+# --- botocore as the oracle -------------------------------------------------------------------------------------------
 
 
 def botocore_signed(
@@ -343,7 +343,7 @@ def test_a_key_that_is_not_unicode_is_refused() -> None:
         quote_key("name-\udcff")
 
 
-# --- Credentials -----------------------------------------------------------------------------------------------------
+# --- Credentials ------------------------------------------------------------------------------------------------------
 
 
 def test_credentials_show_nothing_secret() -> None:
