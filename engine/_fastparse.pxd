@@ -1,0 +1,113 @@
+"""For a second Cython module that feeds the parser from C: `cimport` ResponseParser and call `feed_buffer`."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "_framing.h" nogil:
+    enum:
+        SCAN_FIELDS_MAX
+
+    ctypedef enum Fault:
+        pass
+
+    ctypedef struct Head:
+        uint32_t length, fields, fault_at
+        Fault fault
+        uint16_t status, reason_start, reason_end
+        uint8_t minor
+        uint64_t field[SCAN_FIELDS_MAX]
+
+    ctypedef enum RequestKind:
+        REQUEST_OTHER
+        REQUEST_HEAD
+        REQUEST_CONNECT
+
+    ctypedef enum BodyKind:
+        BODY_NONE
+        BODY_LENGTH
+        BODY_CHUNKED
+        BODY_TO_EOF
+        BODY_TUNNEL
+
+    ctypedef struct Framing:
+        BodyKind body
+        int64_t length
+        bint keep_alive, repeated_length
+
+    ctypedef struct Chunks:
+        Fault fault
+        uint64_t left
+
+
+cdef enum State:
+    IDLE
+    IN_HEAD
+    IN_LENGTH
+    IN_CHUNKS
+    IN_TRAILERS
+    IN_BODY_TO_EOF
+    IN_TUNNEL
+    FAILED
+
+
+cdef enum:
+    INLINE_HEAD = 512
+    INLINE_FIELDS = 24
+
+
+cdef class Response:
+    cdef readonly int status
+    cdef int minor
+    cdef uint32_t count, reason_start, reason_end
+    cdef uint8_t *head  # `inline_head`, or inside the allocation that starts at `fields`
+    cdef uint64_t *fields
+    cdef uint8_t inline_head[INLINE_HEAD]
+    cdef uint64_t inline_fields[INLINE_FIELDS]
+
+    cpdef list get_all(self, str name)
+    cdef str text(self, uint32_t start, uint32_t end)
+
+
+cdef class ResponseParser:
+    cdef readonly Response response
+    cdef readonly uint64_t body_size
+    cdef readonly Py_ssize_t unused
+    cdef State state
+    cdef RequestKind request
+    cdef int events, interim_count
+    cdef list interims_seen
+    cdef object on_body
+    cdef object source  # feed()'s argument while it runs
+    cdef bint in_callback
+    cdef tuple failure
+    cdef size_t max_head, max_fields, body_max
+
+    # Offsets count from the first byte fed after expect().
+    cdef uint64_t fed  # bytes of earlier feeds
+    cdef const uint8_t *base  # this feed's bytes, kept by feed()'s argument or by feed_buffer()'s caller
+    cdef const uint8_t *end
+    cdef uint64_t section_at  # start of the head or trailer section being read …
+    cdef const uint8_t *section  # … and its bytes, in `base` or in `carry`
+    cdef uint8_t *carry  # what came of it in earlier feeds
+    cdef size_t carried, carry_room, scanned
+
+    cdef uint8_t *body_bytes
+    cdef size_t body_kept, body_room
+    cdef uint64_t length_left
+    cdef Framing framing
+    cdef Chunks chunks
+    cdef Head head
+
+    cdef int feed_buffer(self, const char *data, Py_ssize_t n) except -1
+    cdef int take_body(self, const uint8_t *p, size_t n) except -1
+    cdef const uint8_t *read_section(self, const uint8_t *p, bint final) except? NULL
+    cdef const uint8_t *carry_section(self, const uint8_t *p, size_t limit, bint final) except? NULL
+    cdef const uint8_t *scan_section(self, const uint8_t *p, size_t n, size_t limit) except? NULL
+    cdef int keep(self, const uint8_t *p, size_t n) except -1
+    cdef const uint8_t *read_length(self, const uint8_t *p) except NULL
+    cdef const uint8_t *read_chunks(self, const uint8_t *p) except NULL
+    cdef int finish_head(self) except -1
+    cdef int finish_trailers(self) except -1
+    cdef int finish(self) except -1
+    cdef int fail(self, Fault fault, uint64_t at, const uint8_t *start=*, const uint8_t *end=*, size_t i=*) except -1
+    cdef int refuse(self) except -1

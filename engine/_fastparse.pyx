@@ -1,0 +1,628 @@
+"""The response parser: status line, fields, interim responses and body framing of HTTP/1.1 on the client's side.
+
+It is fed bytes and says what they are. It owns strictness (what is refused, and under which name: docs/parser.md) and knows
+nothing of sockets, requests or retries. What it cannot see is the caller's duty: a final response before the request body is
+out, data or EOF while nothing is awaited, and `unused > 0` all mean that the connection is not used again.
+
+Two C headers do the work: `_scan.h` finds lines, names and values, `_framing.h` reads what they say of the body.
+"""
+
+import os
+from enum import IntFlag
+from sys import intern
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeLatin1
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset
+
+
+cdef extern from *:
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+
+
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *haystack, size_t n, const void *needle, size_t m)
+
+
+cdef extern from "_framing.h" nogil:
+    enum:
+        SCAN_HEAD_MAX
+        TRAILERS_MAX
+    Fault FAULT_NONE, FAULT_HEAD_TOO_LARGE, FAULT_TOO_MANY_1XX, FAULT_BARE_CR, FAULT_BAD_TRAILER, FAULT_UNEXPECTED_EOF
+    Fault FAULT_UNSOLICITED_DATA, FAULT_CALLBACK_FAILED
+    const char **fault_kinds
+    ctypedef enum Scanned:
+        SCAN_MORE
+        SCAN_DONE
+        SCAN_BAD
+    ctypedef enum Chunk:
+        CHUNK_MORE
+        CHUNK_DATA
+        CHUNK_LAST
+        CHUNK_BAD
+    uint32_t field_name(uint64_t field)
+    uint32_t field_name_end(uint64_t field)
+    uint32_t field_value(uint64_t field)
+    uint32_t field_value_end(uint64_t field)
+    bint same_name(const uint8_t *name, const char *other, size_t n)
+    const char *scan_choose(const char *wanted)
+    Scanned scan_head(const uint8_t *p, size_t n, unsigned max_fields, Head *head)
+    Scanned scan_trailers(const uint8_t *p, size_t n, unsigned max_fields, Head *head)
+    Scanned frame_head(const uint8_t *p, Head *head, RequestKind request, Framing *framing)
+    Scanned frame_trailers(Head *head)
+    Chunk chunk_next(Chunks *chunks, const uint8_t **p, const uint8_t *end)
+    void chunk_took(Chunks *chunks, uint64_t n)
+
+
+cdef enum:
+    INTERIM_MAX = 16  # a request; every client measured takes thousands, nobody needs more than 3
+    BODY_MAX = 262144
+    RESCAN_ALWAYS = 4096  # bytes of an unfinished head below which every feed scans it again
+    BUFFER_KEPT = 4096  # bytes of each buffer that outlive the response
+    EXCERPT = 24  # bytes shown on either side of a fault
+    MEMO_NAMES = 256
+    MEMO_NAME_MAX = 40
+
+
+class Event(IntFlag):
+    """What one `feed()` produced."""
+
+    NONE = 0
+    INTERIM = 1
+    HEAD = 2
+    BODY = 4
+    DONE = 8
+
+
+cdef enum:
+    EVENT_INTERIM = 1
+    EVENT_HEAD = 2
+    EVENT_BODY = 4
+    EVENT_DONE = 8
+
+cdef tuple EVENTS = tuple(Event(bits) for bits in range(16))
+
+
+class ParseError(ValueError):
+    """The bytes are not a response as we accept it. The parser that raised it raises it again for ever.
+
+    Attributes:
+      kind: the fault's name in docs/parser.md.
+      offset: bytes from the first byte after `expect()` to the fault.
+      excerpt: the bytes around it, escaped, below 200 characters.
+    """
+
+    def __init__(self, kind, offset, excerpt=""):
+        super().__init__(kind, offset, excerpt)
+        self.kind = kind
+        self.offset = offset
+        self.excerpt = excerpt
+
+    def __str__(self):
+        where = f" near '{self.excerpt}'" if self.excerpt else ""
+        return f"{self.kind} at byte {self.offset} of the answer{where}"
+
+
+def _use_instruction_set(str name):
+    """Scan with "baseline", "ssse3", "avx2", "avx512" or "neon"; "" takes the best. Returns the name of what is used.
+
+    Raises ValueError: this processor or this build has it not.
+    """
+    cdef const char *chosen = scan_choose(name.encode())
+    if chosen is NULL:
+        raise ValueError(f"instruction set {name!r} is not known, or this processor has it not")
+    return chosen.decode()
+
+
+try:
+    INSTRUCTION_SET = _use_instruction_set(os.environ.get("ENGINE_CPU", ""))
+except ValueError as error:
+    raise ImportError(f"ENGINE_CPU: {error}") from None
+
+
+# Spellings of field names seen lately, each with its lower-case str: decoded once, not once a response. Shared by all
+# parsers with the GIL for a lock, which is why this module does not declare itself free-threaded.
+cdef struct Spelling:
+    uint8_t n
+    uint8_t raw[MEMO_NAME_MAX]
+
+cdef Spelling memo_spellings[MEMO_NAMES]
+cdef list memo_names = [None] * MEMO_NAMES
+
+
+cdef str lower_name(const uint8_t *raw, uint32_t n):
+    cdef uint64_t first = 0, last = 0
+    cdef uint32_t slot
+    cdef str name
+    if n > MEMO_NAME_MAX:
+        return (<const char *>raw)[:n].decode("ascii").lower()
+    memcpy(&first, raw, n if n < 8 else 8)
+    if n > 8:
+        memcpy(&last, raw + n - 8, 8)
+    # The top bits of a product depend on all bits of the factors.
+    slot = ((first ^ (last << 1) ^ n) * <uint64_t>0x9E3779B97F4A7C15) >> 56
+    if memo_spellings[slot].n == n and memcmp(memo_spellings[slot].raw, raw, n) == 0:
+        return <str>memo_names[slot]
+    name = intern((<const char *>raw)[:n].decode("ascii").lower())
+    memo_spellings[slot].n = n
+    memcpy(memo_spellings[slot].raw, raw, n)
+    memo_names[slot] = name
+    return name
+
+
+@cython.final
+@cython.freelist(16)
+cdef class Response:
+    """One response head: `status` (int), `version`, `reason` and the fields, which are decoded when asked for."""
+
+    def __init__(self):
+        raise TypeError("only a ResponseParser makes responses")
+
+    def __dealloc__(self):
+        if self.fields is not self.inline_fields:
+            free(self.fields)
+
+    @property
+    def version(self):
+        """(1, 0) or (1, 1)"""
+        return (1, self.minor)
+
+    @property
+    def reason(self):
+        """Text behind the status code, "" when there is none. Latin-1: RFC 9112 section 4 allows any byte from 0x80 on."""
+        return self.text(self.reason_start, self.reason_end)
+
+    def get(self, str name not None):
+        """Value of the field, whatever the case of its name: trimmed, duplicates joined by ", "; None when absent."""
+        cdef list values = self.get_all(name)
+        if len(values) == 1:
+            return values[0]
+        return ", ".join(values) if values else None
+
+    cpdef list get_all(self, str name):
+        """Values of all fields of this name, in order of arrival."""
+        cdef Py_ssize_t n
+        cdef const char *wanted = PyUnicode_AsUTF8AndSize(name, &n)
+        cdef const uint8_t *raw
+        cdef list values = []
+        cdef uint32_t i
+        for i in range(self.count):
+            if field_name_end(self.fields[i]) - field_name(self.fields[i]) == <size_t>n:
+                raw = self.head + field_name(self.fields[i])
+                if same_name(raw, wanted, n):
+                    values.append(self.text(field_value(self.fields[i]), field_value_end(self.fields[i])))
+        return values
+
+    def headers(self):
+        """All fields: lower-case name to value, duplicates joined by ", ". A new dict each time."""
+        cdef dict found = {}
+        cdef Py_ssize_t size
+        cdef uint64_t field
+        cdef uint32_t i
+        cdef str name, value, kept
+        for i in range(self.count):
+            field = self.fields[i]
+            name = lower_name(self.head + field_name(field), field_name_end(field) - field_name(field))
+            value = self.text(field_value(field), field_value_end(field))
+            size = len(found)
+            kept = <str>found.setdefault(name, value)
+            if len(found) == size:  # not `kept is value`: one-character str are shared
+                found[name] = kept + ", " + value
+        return found
+
+    def raw_headers(self):
+        """(name, value) of each field as it was sent, the value trimmed."""
+        cdef list fields = []
+        cdef const char *head = <const char *>self.head
+        cdef uint64_t field
+        cdef uint32_t i
+        for i in range(self.count):
+            field = self.fields[i]
+            fields.append((head[field_name(field):field_name_end(field)], head[field_value(field):field_value_end(field)]))
+        return fields
+
+    def __repr__(self):
+        return f"<Response {self.status} {self.reason!r}, {self.count} fields>"
+
+    cdef str text(self, uint32_t start, uint32_t end):
+        return PyUnicode_DecodeLatin1(<const char *>self.head + start, end - start, NULL)
+
+
+cdef Response make_response(const uint8_t *p, const Head *found):
+    cdef Response response = Response.__new__(Response)
+    cdef size_t offsets = found.fields * sizeof(uint64_t)
+    response.fields = response.inline_fields
+    response.head = response.inline_head
+    if found.length > INLINE_HEAD or found.fields > INLINE_FIELDS:
+        response.fields = <uint64_t *>malloc(offsets + found.length)
+        if response.fields is NULL:
+            raise MemoryError
+        response.head = <uint8_t *>response.fields + offsets
+    memcpy(response.fields, found.field, offsets)
+    memcpy(response.head, p, found.length)
+    response.status = found.status
+    response.minor = found.minor
+    response.count = found.fields
+    response.reason_start = found.reason_start
+    response.reason_end = found.reason_end
+    return response
+
+
+@cython.final
+cdef class BodyPiece:
+    """Lends bytes of the feed to a body callback and knows whether they were given back."""
+
+    cdef const uint8_t *p
+    cdef size_t n
+    cdef int lent
+    cdef object keeper
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, <void *>self.p, self.n, 1, flags)
+        self.lent += 1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self.lent -= 1
+
+
+cdef class ResponseParser:
+    """Parses the responses of one connection, one request after the other.
+
+    `expect(method)` arms it for exactly one final response, with any number of interim ones (at most 16) ahead of it; `feed()`
+    and `feed_eof()` take what the connection brings. Bytes that nothing asked for are an error, and after an error the
+    parser only raises it again. Any split of the same bytes gives the same answer.
+
+    Arguments (each at most its default):
+      max_head: bytes of a response head. The default is what 16-bit offsets hold; curl allows 300 KB, Node 16 KiB.
+      max_fields: fields of a head or a trailer section.
+      body_max: bytes of the body kept for `body`; the rest is counted and dropped.
+
+    Raises ValueError: a limit out of its range.
+    """
+
+    def __init__(self, *, Py_ssize_t max_head=SCAN_HEAD_MAX, Py_ssize_t max_fields=SCAN_FIELDS_MAX, Py_ssize_t body_max=BODY_MAX):
+        if not (0 < max_head <= SCAN_HEAD_MAX and 0 <= max_fields <= SCAN_FIELDS_MAX and 0 <= body_max <= BODY_MAX):
+            raise ValueError(f"limits: max_head 1-{SCAN_HEAD_MAX}, max_fields 0-{SCAN_FIELDS_MAX}, body_max 0-{BODY_MAX}")
+        self.max_head = max_head
+        self.max_fields = max_fields
+        self.body_max = body_max
+
+    def __dealloc__(self):
+        free(self.carry)
+        free(self.body_bytes)
+
+    # --- what is known ---
+
+    @property
+    def armed(self):
+        """A final response is awaited, or is not complete."""
+        return IDLE < self.state < IN_TUNNEL
+
+    @property
+    def interims(self):
+        """The 1xx responses that the last feed brought, in order."""
+        return [] if self.interims_seen is None else self.interims_seen
+
+    @property
+    def body(self):
+        """The first `body_max` bytes of the body so far; b"" when it goes to a callback."""
+        return PyBytes_FromStringAndSize(<const char *>self.body_bytes, self.body_kept)
+
+    @property
+    def body_dropped(self):
+        """Bytes of the body that were not kept because of `body_max`."""
+        return 0 if self.on_body is not None else self.body_size - self.body_kept
+
+    @property
+    def content_length(self):
+        """Content-Length of the final response, None without one."""
+        return None if self.framing.length < 0 else self.framing.length
+
+    @property
+    def content_length_repeated(self):
+        """Whether the final response said the same Content-Length more than once, as some gateways do."""
+        return self.framing.repeated_length
+
+    @property
+    def keep_alive(self):
+        """Whether the final response leaves the connection usable, judged by its head alone. False before it has come."""
+        return self.framing.keep_alive
+
+    @property
+    def needs_eof(self):
+        """Whether the body of the final response ends where the connection ends."""
+        return self.framing.body == BODY_TO_EOF
+
+    # --- what happens ---
+
+    def expect(self, str method not None, on_body=None):
+        """Await the response to a request of this method. `on_body` is called with a memoryview of each piece of the body,
+        valid during the call only (BufferError when it is kept); without it `body` collects.
+
+        Raises RuntimeError: a response is awaited already. ParseError: the connection is not usable.
+        """
+        if self.state == FAILED:
+            self.refuse()
+        if self.state != IDLE:
+            raise RuntimeError("the response before this one is not complete")
+        if self.unused:
+            self.fail(FAULT_UNSOLICITED_DATA, self.fed - self.unused)
+        self.request = REQUEST_HEAD if method == "HEAD" else REQUEST_CONNECT if method == "CONNECT" else REQUEST_OTHER
+        self.on_body = on_body
+        self.response = None
+        self.interims_seen = None
+        self.body_size = self.body_kept = 0
+        if self.body_room > BUFFER_KEPT:
+            free(self.body_bytes)
+            self.body_bytes = NULL
+            self.body_room = 0
+        self.fed = 0
+        self.interim_count = 0
+        self.framing.keep_alive = self.framing.repeated_length = False
+        self.framing.length = -1
+        self.framing.body = BODY_NONE
+        self.state = IN_HEAD
+
+    def feed(self, data):
+        """Take what was received (any contiguous buffer). Returns what it brought.
+
+        Raises ParseError: it is not a response as we accept it; `response` and `body` still hold what came ahead.
+        """
+        cdef Py_buffer view
+        if self.on_body is not None:
+            self.source = data
+        if PyBytes_CheckExact(data):
+            return EVENTS[self.feed_buffer(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))]
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return EVENTS[self.feed_buffer(<const char *>view.buf, view.len)]
+        finally:
+            PyBuffer_Release(&view)
+
+    def feed_eof(self):
+        """The peer will send no more. DONE when that ends the body, NONE when nothing was awaited.
+
+        Raises ParseError("unexpected-eof"): it cut the response.
+        """
+        if self.state == FAILED:
+            self.refuse()
+        self.interims_seen = None
+        self.events = 0
+        if self.state == IN_BODY_TO_EOF:
+            self.finish()
+        elif IDLE < self.state < IN_TUNNEL:
+            self.base = self.end = self.carry
+            if self.carried:
+                self.read_section(self.base, True)  # a fault in what was not scanned yet comes first
+            self.fail(FAULT_UNEXPECTED_EOF, self.fed)
+        return EVENTS[self.events]
+
+    cdef int feed_buffer(self, const char *data, Py_ssize_t n) except -1:
+        """`feed()` for C: returns the bits of Event. The caller keeps `data` alive during the call."""
+        cdef const uint8_t *p = <const uint8_t *>data
+        if self.state == FAILED:
+            self.refuse()
+        if self.in_callback:
+            raise RuntimeError("the body callback may not feed the parser")
+        self.interims_seen = None
+        self.events = 0
+        self.base = p
+        self.end = p + n
+        if n and self.state == IDLE:
+            self.fail(FAULT_UNSOLICITED_DATA, self.fed, p, self.end)
+        while p < self.end and IDLE < self.state < IN_TUNNEL:
+            if self.state == IN_HEAD or self.state == IN_TRAILERS:
+                p = self.read_section(p, False)
+            elif self.state == IN_CHUNKS:
+                p = self.read_chunks(p)
+            else:
+                p = self.read_length(p)
+        self.unused = self.end - p
+        self.fed += n
+        return self.events
+
+    # --- heads and trailer sections ---
+
+    cdef const uint8_t *read_section(self, const uint8_t *p, bint final) except? NULL:
+        """Read on in the head or trailer section that started at p or earlier. Returns how far it went."""
+        cdef size_t limit = TRAILERS_MAX if self.state == IN_TRAILERS else self.max_head
+        if self.carried == 0:
+            # The usual case: all of it is here, and nothing is copied but what the Response keeps.
+            self.section = p
+            self.section_at = self.fed + (p - self.base)
+            return self.scan_section(p, self.end - p, limit)
+        return self.carry_section(p, limit, final)
+
+    cdef const uint8_t *carry_section(self, const uint8_t *p, size_t limit, bint final) except? NULL:
+        cdef size_t before = self.carried
+        cdef size_t more = min(<size_t>(self.end - p), limit + 1 - before)
+        cdef size_t seam = before - min(before, <size_t>3)
+        self.keep(p, more)
+        self.section = self.carry
+        # Linear in the bytes fed: a long head is scanned again only when it may be complete or has doubled.
+        if not (final or self.carried < RESCAN_ALWAYS or self.carried >= 2 * self.scanned or self.carried > limit):
+            if memmem(self.carry + seam, self.carried - seam, b"\r\n\r\n", 4) is NULL:
+                return p + more
+        return self.scan_section(p - before, self.carried, limit)
+
+    cdef const uint8_t *scan_section(self, const uint8_t *p, size_t n, size_t limit) except? NULL:
+        """Scan `section`, n bytes long. p is where its first byte is, or would be, in this feed."""
+        cdef Scanned got
+        cdef bint trailers = self.state == IN_TRAILERS
+        if trailers:
+            got = scan_trailers(self.section, min(n, limit), self.max_fields, &self.head)
+        else:
+            got = scan_head(self.section, min(n, limit), self.max_fields, &self.head)
+        if got == SCAN_DONE:
+            self.carried = 0
+            if trailers:
+                self.finish_trailers()
+            else:
+                self.finish_head()
+            return p + self.head.length
+        if got == SCAN_BAD:
+            self.fail(self.head.fault, self.section_at + self.head.fault_at, self.section, self.section + n, self.head.fault_at)
+        if n > limit:
+            self.fail(FAULT_BAD_TRAILER if trailers else FAULT_HEAD_TOO_LARGE, self.section_at + limit,
+                      self.section, self.section + n, limit)
+        if self.carried == 0:
+            self.keep(p, n)
+        self.scanned = n
+        return p + n
+
+    cdef int keep(self, const uint8_t *p, size_t n) except -1:
+        """Append to `carry`, which grows with what has come, up to one byte above the limit."""
+        cdef uint8_t *grown
+        cdef size_t room = max(self.carry_room, <size_t>1024)
+        while room < self.carried + n:
+            room *= 2
+        if room > self.carry_room:
+            grown = <uint8_t *>realloc(self.carry, room)
+            if grown is NULL:
+                raise MemoryError
+            self.carry = grown
+            self.carry_room = room
+        memcpy(self.carry + self.carried, p, n)
+        self.carried += n
+        return 0
+
+    cdef int finish_head(self) except -1:
+        cdef Response response
+        if frame_head(self.section, &self.head, self.request, &self.framing) == SCAN_BAD:
+            self.fail(self.head.fault, self.section_at + self.head.fault_at,
+                      self.section, self.section + self.head.length, self.head.fault_at)
+        if self.head.status < 200:
+            self.interim_count += 1
+            if self.interim_count > INTERIM_MAX:
+                self.fail(FAULT_TOO_MANY_1XX, self.section_at, self.section, self.section + self.head.length)
+            if self.interims_seen is None:
+                self.interims_seen = []
+            self.interims_seen.append(make_response(self.section, &self.head))
+            self.events |= EVENT_INTERIM
+            return 0
+        self.response = make_response(self.section, &self.head)
+        self.events |= EVENT_HEAD
+        if self.framing.body == BODY_NONE:
+            self.finish()
+        elif self.framing.body == BODY_LENGTH:
+            self.length_left = self.framing.length
+            self.state = IN_LENGTH
+        elif self.framing.body == BODY_CHUNKED:
+            memset(&self.chunks, 0, sizeof(Chunks))
+            self.state = IN_CHUNKS
+        elif self.framing.body == BODY_TO_EOF:
+            self.state = IN_BODY_TO_EOF
+        else:
+            self.finish()
+            self.state = IN_TUNNEL
+        return 0
+
+    cdef int finish_trailers(self) except -1:
+        if frame_trailers(&self.head) == SCAN_BAD:
+            self.fail(self.head.fault, self.section_at + self.head.fault_at,
+                      self.section, self.section + self.head.length, self.head.fault_at)
+        return self.finish()
+
+    cdef int finish(self) except -1:
+        self.state = IDLE
+        self.events |= EVENT_DONE
+        self.source = None
+        if self.carry_room > BUFFER_KEPT:
+            free(self.carry)
+            self.carry = NULL
+            self.carry_room = 0
+        return 0
+
+    # --- bodies ---
+
+    cdef const uint8_t *read_length(self, const uint8_t *p) except NULL:
+        cdef size_t n = self.end - p
+        if self.state == IN_LENGTH:
+            n = min(n, self.length_left)
+            self.length_left -= n
+        self.take_body(p, n)
+        if self.state == IN_LENGTH and self.length_left == 0:
+            self.finish()
+        return p + n
+
+    cdef const uint8_t *read_chunks(self, const uint8_t *p) except NULL:
+        cdef Chunk step
+        cdef size_t n
+        while True:
+            step = chunk_next(&self.chunks, &p, self.end)
+            if step == CHUNK_DATA:
+                n = min(<size_t>(self.end - p), self.chunks.left)
+                chunk_took(&self.chunks, n)
+                if n:
+                    self.take_body(p, n)
+                p += n
+            elif step == CHUNK_LAST:
+                self.state = IN_TRAILERS
+                return p
+            elif step == CHUNK_MORE:
+                return p
+            else:
+                n = p - self.base  # the CR of a bare one may have come in the feed before this one
+                self.fail(self.chunks.fault, self.fed + n - (self.chunks.fault == FAULT_BARE_CR), self.base, self.end, n)
+
+    cdef int take_body(self, const uint8_t *p, size_t n) except -1:
+        """A piece of the body: counted, then lent to the callback or kept. A C subclass may take it instead."""
+        cdef size_t kept, room
+        cdef uint8_t *grown
+        self.body_size += n
+        self.events |= EVENT_BODY
+        if self.on_body is not None:
+            return lend(self, p, n)
+        kept = min(n, self.body_max - self.body_kept)
+        if self.body_kept + kept > self.body_room:
+            # By what came, never by what was announced.
+            room = max(self.body_kept + kept, min(2 * self.body_room, self.body_max))
+            grown = <uint8_t *>realloc(self.body_bytes, room)
+            if grown is NULL:
+                raise MemoryError
+            self.body_bytes = grown
+            self.body_room = room
+        memcpy(self.body_bytes + self.body_kept, p, kept)
+        self.body_kept += kept
+        return 0
+
+    # --- faults ---
+
+    cdef int fail(self, Fault fault, uint64_t at, const uint8_t *start=NULL, const uint8_t *end=NULL, size_t i=0) except -1:
+        """Refuse for ever. The fault is at start[i]."""
+        cdef const char *first = <const char *>start + (i - min(i, <size_t>EXCERPT))
+        cdef size_t n = 0 if start is NULL else min(<size_t>(<const char *>end - first), <size_t>(2 * EXCERPT))
+        cdef bytes near = first[:n] if n else b""
+        self.failure = (fault_kinds[<int>fault].decode(), at, repr(near)[2:-1])
+        self.state = FAILED
+        self.framing.keep_alive = False
+        return self.refuse()
+
+    cdef int refuse(self) except -1:
+        raise ParseError(*self.failure)
+
+
+cdef int lend(ResponseParser parser, const uint8_t *p, size_t n) except -1:
+    cdef BodyPiece piece = BodyPiece.__new__(BodyPiece)
+    piece.p = p
+    piece.n = n
+    view = memoryview(piece)
+    try:
+        parser.in_callback = True
+        parser.on_body(view)
+        view.release()
+        if piece.lent:
+            if parser.source is not None:
+                piece.keeper = memoryview(parser.source)
+            raise BufferError("the body callback kept a view that is valid during the call only")
+    except BaseException:
+        parser.failure = (fault_kinds[<int>FAULT_CALLBACK_FAILED].decode(), parser.fed + (p - parser.base), "")
+        parser.state = FAILED
+        parser.framing.keep_alive = False
+        raise
+    finally:
+        parser.in_callback = False
+    return 0
