@@ -302,7 +302,7 @@ class Nginx(LiveServer):
     programs: ClassVar = {"nginx": "nginx-light"}
     full_at: ClassVar[int] = 4 << 20
 
-    def start(self) -> None:  # noqa: D102
+    def start(self) -> None:
         redirector, store, full = (self.ports.take() for _ in range(3))
         self.redirector, self.store, self.full = (f"http://127.0.0.1:{port}" for port in (redirector, store, full))
         self.data = self.make_folder("data")
@@ -367,7 +367,7 @@ class Xrootd(LiveServer):
         self.lookup_s = lookup_s
         self.full_at = full_at
 
-    def start(self) -> None:  # noqa: D102
+    def start(self) -> None:
         manager, store, cms = (self.ports.take() for _ in range(3))
         self.manager, self.store = f"http://127.0.0.1:{manager}/data", f"http://127.0.0.1:{store}/data"
         self.data = self.make_folder("files/data", owner="xrootd")
@@ -386,10 +386,7 @@ class Xrootd(LiveServer):
         self.spawn("server-xrootd", ["xrootd", "-c", configuration], user="xrootd", file_limit=self.full_at)
         self.wait_for_port(store)
         # Until the data server has logged in, and `startup` is over, the manager sits on a request for 10 s: ask again sooner.
-        probe = f"{self.manager}/ready"
-        self.stored("ready").write_bytes(b"")
-        self.wait_until(lambda: status_of("GET", probe) in (302, 307), "the manager redirects to the data server")
-        self.stored("ready").unlink()
+        self.make_known("ready")
 
     def _configure(self, role: str, port: int, cms_port: int, more: str) -> Path:
         own = self.make_folder(role, owner="xrootd")
@@ -411,6 +408,14 @@ class Xrootd(LiveServer):
             """,
         )
 
+    def make_known(self, name: str) -> None:
+        """Store an empty object and have the manager look it up: from then on it answers about the name at once."""
+        self.stored(name).write_bytes(b"")
+        if os.geteuid() == 0:
+            shutil.chown(self.stored(name), "xrootd", "xrootd")
+        url = f"{self.manager}/{name}"
+        self.wait_until(lambda: status_of("GET", url) in (302, 307), f"the manager redirects to {name}")
+
     def stored(self, name: str) -> Path:
         """Return where the data server keeps an object."""
         return self.data / name
@@ -426,7 +431,7 @@ class Apache(LiveServer):
     programs: ClassVar = {"apache2": "apache2"}
     full_at: ClassVar[int] = 4 << 20
 
-    def start(self) -> None:  # noqa: D102
+    def start(self) -> None:
         redirector, store, full = (self.ports.take() for _ in range(3))
         self.redirector, self.store, self.full = (f"http://127.0.0.1:{port}" for port in (redirector, store, full))
         self.data = self.make_folder("data", owner="www-data")
@@ -515,7 +520,7 @@ class Lighttpd(LiveServer):
     programs: ClassVar = {"lighttpd": "lighttpd"}
     full_at: ClassVar[int] = 4 << 20
 
-    def start(self) -> None:  # noqa: D102
+    def start(self) -> None:
         redirector, store, full = (self.ports.take() for _ in range(3))
         self.redirector, self.store, self.full = (f"http://127.0.0.1:{port}" for port in (redirector, store, full))
         self.data = self.make_folder("data")
@@ -574,7 +579,7 @@ class Haproxy(LiveServer):
         super().__init__()
         self.backend = backend
 
-    def start(self) -> None:  # noqa: D102
+    def start(self) -> None:
         redirector, live, dead, nowhere = (self.ports.take() for _ in range(4))
         self.redirector, self.live, self.dead = (f"http://127.0.0.1:{port}" for port in (redirector, live, dead))
         redirects = "\n    ".join(
@@ -616,10 +621,10 @@ backend nowhere
 class Ceph(LiveServer):
     """Ceph's object gateway twice, over one monitor and one OSD: zonegroup ``a`` (the master) and zonegroup ``b``.
 
-    Each zonegroup answers 301 to a signed request for a bucket that the other one holds, and checks signatures.
-    ``a`` and ``b`` are their URLs. Their 301s lead to ``relay_a`` and ``relay_b``, in front of them, where a redirected
-    request can be looked at (between the gateways' own, which sync by the same way). ``keys`` work at both, ``bucket_a`` lives in ``a`` and ``bucket_b`` in ``b``. A body over
-    ``max_put`` bytes is refused at once. Any region may be signed for.
+    Each checks signatures, and answers 301 to a signed request for a bucket that the other one holds. ``a`` and ``b`` are
+    their URLs. Their 301s lead to ``relay_a`` and ``relay_b`` in front of them, where a redirected request can be looked at
+    (among the gateways' own: they sync by the same way). ``keys`` work at both, ``bucket_a`` lives in ``a`` and ``bucket_b``
+    in ``b``. A body over ``max_put`` bytes is refused at once. Any region may be signed for.
     """
 
     programs: ClassVar = {
@@ -637,7 +642,7 @@ class Ceph(LiveServer):
     max_put: ClassVar[int] = 64 << 20
     keys: ClassVar = Keys("LIVETESTACCESSKEY000", "live/test+secret/key/of/forty/characters")
 
-    def start(self) -> None:  # noqa: D102
+    def start(self) -> None:
         monitor, a, b = (self.ports.take() for _ in range(3))
         self.a, self.b = f"http://127.0.0.1:{a}", f"http://127.0.0.1:{b}"
         self.relay_a = self.on_stop.enter_context(Relay(self.a))
