@@ -1,0 +1,117 @@
+"""What the kernel says a server's sockets received, read when they are destroyed: exact, and without touching the traffic.
+
+Owns: one netlink socket that listens to the kernel's multicast of destroyed TCP sockets (Linux ≥ 4.9; root only). For tests
+where anything between client and server would change the microseconds that matter; elsewhere :mod:`relay` does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from typing import NamedTuple
+
+# linux/sock_diag.h, linux/inet_diag.h
+NETLINK_SOCK_DIAG = 4
+SKNLGRP_INET_TCP_DESTROY = 1
+INET_DIAG_INFO = 2
+NLMSG_HEADER = struct.Struct("=IHHII")
+DIAG_HEADER = struct.Struct("=BBBB")  # family, state, timer, retransmits; then the socket's identity
+PORTS = struct.Struct("!HH")
+DIAG_SIZE = 72
+ATTRIBUTE = struct.Struct("=HH")
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h; Python does not name it
+TCPI_BYTES_RECEIVED = 128  # offset in struct tcp_info (linux/tcp.h)
+
+
+class Destroyed(NamedTuple):
+    """A TCP socket that is gone. ``bytes_received`` has everything the kernel took, read or not; a FIN counts as one."""
+
+    local_port: int
+    peer_port: int
+    bytes_received: int
+
+
+class DestroyedSockets:
+    """Collects destroyed TCP sockets of this network namespace while it is open. Raises PermissionError without root."""
+
+    def __init__(self) -> None:
+        self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+        try:
+            self._netlink.bind((0, 1 << (SKNLGRP_INET_TCP_DESTROY - 1)))
+        except PermissionError as error:
+            self._netlink.close()
+            raise PermissionError(error.errno, "the kernel tells only root about destroyed sockets") from error
+        # Other programs' sockets pass here too; 4 MiB hold some ten thousand.
+        self._netlink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
+        self._netlink.setblocking(False)
+        self._seen: list[Destroyed] = []
+
+    def __enter__(self) -> DestroyedSockets:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._netlink.close()
+
+    def wait(self, local_port: int, count: int, timeout_s: float = 10) -> list[Destroyed]:
+        """Return what is known of connections to `local_port` once there are `count` of them. AssertionError if not."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._collect()
+            # A listening socket has no peer.
+            found = [each for each in self._seen if each.local_port == local_port and each.peer_port]
+            if len(found) >= count:
+                return found
+            assert time.monotonic() < deadline, f"{len(found)} of {count} connections to {local_port} have ended"
+            time.sleep(0.01)
+
+    def _collect(self) -> None:
+        while True:
+            try:
+                datagram = self._netlink.recv(1 << 16)
+            except BlockingIOError:
+                return
+            self._seen += parse(datagram)
+
+
+def parse(datagram: bytes) -> list[Destroyed]:
+    """Read the messages of a netlink datagram; those without a tcp_info are left out."""
+    found = []
+    start = 0
+    while start + NLMSG_HEADER.size <= len(datagram):
+        size, *_ = NLMSG_HEADER.unpack_from(datagram, start)
+        body = datagram[start + NLMSG_HEADER.size : start + size]
+        local_port, peer_port = PORTS.unpack_from(body, DIAG_HEADER.size)
+        info = attribute(body[DIAG_SIZE:], INET_DIAG_INFO)
+        if info is not None and len(info) >= TCPI_BYTES_RECEIVED + 8:
+            found.append(Destroyed(local_port, peer_port, struct.unpack_from("=Q", info, TCPI_BYTES_RECEIVED)[0]))
+        start += align(size)
+    return found
+
+
+def attribute(attributes: bytes, wanted: int) -> bytes | None:
+    """Return the value of a netlink attribute."""
+    start = 0
+    while start + ATTRIBUTE.size <= len(attributes):
+        size, kind = ATTRIBUTE.unpack_from(attributes, start)
+        if kind == wanted:
+            return attributes[start + ATTRIBUTE.size : start + size]
+        start += align(size)
+    return None
+
+
+def align(size: int) -> int:
+    """Round up to netlink's four bytes."""
+    return (size + 3) & ~3
+
+
+def available() -> bool:
+    """Say whether this process may listen."""
+    if os.geteuid() != 0:
+        return False
+    try:
+        DestroyedSockets().__exit__()
+    except OSError:
+        return False
+    return True
