@@ -12,7 +12,7 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
 from engine import limits
@@ -39,6 +39,7 @@ class Body:
     size: int | None = None
     replayable = False
     bytes_read = 0
+    tap: Callable[[memoryview], object] | None = None  # sees each item of an iterator on its way
 
     async def send(self, wire: Wire, start: int = 0) -> None:
         """Send from byte `start` to the end, or until the exchange wants no more.
@@ -235,6 +236,8 @@ async def _next_item(body: Body, wire: Wire, items: AsyncIterator[Any]) -> memor
         view = as_view(item, "an item of the iterator")
         if view.nbytes:
             body.bytes_read += view.nbytes
+            if body.tap is not None:
+                body.tap(view)
             return view
 
 

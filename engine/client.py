@@ -371,7 +371,9 @@ class _Place:
 def _check_options(options: CallOptions, known: type) -> None:
     unknown = set(options) - set(known.__annotations__) - set(CallOptions.__annotations__)
     if unknown:
-        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(sorted(known.__annotations__))}")
+        raise TypeError(
+            f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(sorted(known.__annotations__))}"
+        )
     if options.get("sign") not in (None, "s3"):
         raise UsageError(f"sign={options.get('sign')!r}: 's3' or None")
 
@@ -618,7 +620,8 @@ class _Collector(_Sink):
     def write(self, view: memoryview) -> None:
         if len(self.data) + view.nbytes > limits.RESPONSE_BODY_MAX_BYTES:
             raise UsageError(
-                f"the answer is longer than {limits.RESPONSE_BODY_MAX_BYTES} bytes; use get() with a sink", stage="answer"
+                f"the answer is longer than {limits.RESPONSE_BODY_MAX_BYTES} bytes; use get() with a sink",
+                stage="answer",
             )
         self.data += view
 

@@ -129,6 +129,11 @@ class Connection(asyncio.BufferedProtocol):
     # --- one exchange ----------------------------------------------------------------------------------------------
 
     @property
+    def in_flight(self) -> int:
+        """Body bytes that the running sender has handed to the kernel and not reported yet."""
+        return self._job.sent if self._job is not None else 0
+
+    @property
     def peer(self) -> Any:
         """The peer's socket address, None when the connection is gone."""
         return self._transport.get_extra_info("peername")
@@ -565,7 +570,12 @@ class Connection(asyncio.BufferedProtocol):
         exchange = self._exchange
         assert exchange is not None
         ended: asyncio.Future[None] = self._loop.create_future()
-        job.add_done_callback(lambda _job: ended.done() or ended.set_result(None))
+
+        def end(_job: Job) -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        job.add_done_callback(end)
         self._job = job
         cancelled: asyncio.CancelledError | None = None
         try:

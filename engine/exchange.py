@@ -32,6 +32,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from engine import limits
+from engine.results import ExpectOutcome
 
 
 class State(IntEnum):
@@ -266,7 +267,7 @@ class Exchange:
         self.body_complete = plan.body_size == 0
         self.heard_continue = False
         self.answer_cut = False
-        self.expect = "off"
+        self.expect: ExpectOutcome = "off"
         self.continue_wait_s = 0.0
         self._wait_began: float | None = None
         self.deadline: float | None = now + plan.stall_timeout_s
@@ -339,7 +340,7 @@ class Exchange:
         elif self.state is State.AWAITING_CONTINUE and happened is Input.RESPONSE_TIMED_OUT:
             self._end_wait("timeout", now)
 
-    def _end_wait(self, expect: str, now: float) -> None:
+    def _end_wait(self, expect: ExpectOutcome, now: float) -> None:
         if self.plan.asks and self.expect == "off":
             self.expect = expect
             self.continue_wait_s = 0.0 if self._wait_began is None else now - self._wait_began

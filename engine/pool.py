@@ -23,17 +23,15 @@ from engine.errors import ConnectFailed, ConnectTimedOut, UsageError
 from engine.exchange import Fate
 from engine.wire import Origin
 
-# Judges a resolved numeric address; returns the reason for a refusal, or "".
-AddressCheck = Callable[[str], str]
+AddressCheck = Callable[[str], bool]  # whether a resolved numeric address may be connected to
 _SockAddr = tuple[int, tuple[str, int] | tuple[str, int, int, int]]
 
 
 class AddressRefused(Exception):
-    """All addresses of a host are forbidden by the caller's check. `reason` is the check's."""
+    """No address of a host passed the caller's check; `address` is the first of them."""
 
-    def __init__(self, reason: str, address: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
         self.address = address
 
 
@@ -98,7 +96,7 @@ class Pool:
             since, connection = idle.pop()
             if not connection.usable:
                 continue
-            if monotonic() - since > self._max_idle_s or (check is not None and check(connection.address)):
+            if monotonic() - since > self._max_idle_s or (check is not None and not check(connection.address)):
                 connection.close()
                 continue
             return connection
@@ -210,10 +208,10 @@ class Pool:
         addresses = await resolve(origin)
         resolved = monotonic()
         if check is not None:
-            refused = [(address, reason) for address in addresses if (reason := check(address[1][0]))]
-            addresses = [address for address in addresses if not check(address[1][0])]
-            if not addresses:
-                raise AddressRefused(refused[0][1], refused[0][0][1][0])
+            allowed = [address for address in addresses if check(address[1][0])]
+            if not allowed:
+                raise AddressRefused(addresses[0][1][0])
+            addresses = allowed
         connected = await _race(origin, addresses)
         done = monotonic()
         try:
@@ -283,10 +281,10 @@ async def _race(origin: Origin, addresses: list[_SockAddr]) -> socket.socket:
             if winners:
                 return winners[0]
             for task in done:
-                error = task.exception()
-                if not isinstance(error, OSError):
-                    raise error or AssertionError
-                last_error = error
+                failed = task.exception()
+                if not isinstance(failed, OSError):
+                    raise failed or AssertionError
+                last_error = failed
     finally:
         for task in running:
             task.cancel()

@@ -1,16 +1,14 @@
 """One intent carried out: hops, redirects, attempts, and the account of every body byte.
 
-Each hop's request is built anew from the intent (`redirect.Intent`): new Host, fresh date, new signature; nothing is copied from
-the head that went before. What is decided here is only the order of questions; the answers come from `exchange` (may the body
+Each hop's request is built anew from the intent (`redirect.Intent`): new Host, fresh date, new signature; nothing is copied
+from the head that went before. What is decided here is only the order of questions; the answers come from `exchange` (may the body
 leave?), `redirect` (where to?) and `retry` (again?).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import email.utils
 import logging
 import os
 import random
@@ -26,21 +24,24 @@ from engine import events, limits, redirect, retry, s3, signing
 from engine._fastparse import Response
 from engine.connection import Connection, Reply
 from engine.errors import (
+    ConnectFailed,
     ConnectionLost,
+    ConnectTimedOut,
     EngineError,
     ProtocolError,
     RedirectRefused,
     ResponseError,
     SourceChanged,
     SourceNotReplayable,
+    StallTimedOut,
     TimedOut,
     TotalTimedOut,
     TransportError,
     UsageError,
 )
-from engine.exchange import Exchange, Fate, OriginFacts, Plan, State, plan_body
-from engine.pool import Acquired, AddressRefused, Pool
-from engine.results import Hop, Progress, SendPath, Timings
+from engine.exchange import Exchange, Fate, OriginFacts, Plan, plan_body
+from engine.pool import Acquired, AddressCheck, AddressRefused, Pool
+from engine.results import ExpectOutcome, Hop, Progress, SendPath, Timings
 from engine.wire import Field, Origin, Url, redact_head, request_head
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Shared:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self.regions = s3.RegionCache()
+        self.budget = retry.Budget()
         self.clock_offset = timedelta(0)
         self._origins: OrderedDict[Origin, OriginFacts] = OrderedDict()
 
@@ -114,7 +116,7 @@ class Outcome:
     attempts: int
     redirects: int
     body_bytes_sent: int
-    expect: str
+    expect: ExpectOutcome
     send_path: SendPath
     timings: Timings
 
@@ -126,7 +128,9 @@ class _Target:
     url: Url
     region: str
     signed: bool
-    check_address: bool = False
+    learned_region: str = ""
+    redirected_by: str | None = None  # the peer's address, when resolved addresses have to be judged against it
+    redirect_status: int = 0
 
 
 @dataclass
@@ -136,9 +140,9 @@ class _Answered:
     target: _Target
     exchange: Exchange
     reply: Reply
+    address: str
     send_path: SendPath
     timings: Timings
-    unsigned_fields: tuple[Field, ...] = ()
 
     @property
     def response(self) -> Response:
@@ -167,8 +171,8 @@ class Job:
     sink: Callable[[memoryview], object] | None = None
     rewind_sink: Callable[[], bool] | None = None
     any_status: bool = False
+    idempotent: bool = True
     conditional: bool = False
-    is_s3_endpoint: bool = False
     on_event: Callable[[events.Event], object] | None = None
     on_body_start: Callable[[], object] | None = None
 
@@ -188,6 +192,9 @@ class Run:
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
         self._body_started = False
+        self._sink_used = False
+        self._error_body = bytearray()
+        self._reused_unanswered = False
         self._ambiguous = False
         self._clock_corrected = False
         self._credentials_renewed = False
@@ -199,7 +206,9 @@ class Run:
         sent = 0
         if self._exchange is not None:
             sent = self._exchange.body_sent + (self._connection.in_flight if self._connection is not None else 0)
-        return Progress(sent, body.size if body is not None else 0, self._phase, max(1, self._attempt), len(self._hops) + 1)
+        return Progress(
+            sent, body.size if body is not None else 0, self._phase, max(1, self._attempt), len(self._hops) + 1
+        )
 
     async def run(self) -> Outcome:
         """Raises EngineError with the facts attached, the source's own OSError, or CancelledError."""
@@ -265,17 +274,35 @@ class Run:
                     if decision.reason == "not-replayable":
                         raise self._not_replayable(f"after {type(error).__name__}") from error
                     raise
+                reason = error.message
             self._mark_last("retried")
             self._ambiguous = self._ambiguous or decision.ambiguous
             fresh = decision.fresh_connection
-            if not decision.counted:
+            if not decision.counts:
                 self._attempt -= 1
             self._phase = "backing off"
-            self._tell(events.Retry, self._attempt + 1, decision.after_s, decision.reason)
+            self._tell(events.Retry, self._attempt + 1, decision.after_s, reason)
             await asyncio.sleep(decision.after_s)
 
     def _again(self, error: TransportError | TimedOut | ResponseError) -> retry.Again | retry.GiveUp:
-        raise NotImplementedError
+        if isinstance(error, (RedirectRefused, TotalTimedOut)) or not error.retryable:
+            return retry.GiveUp("not-retryable")
+        body = self._job.body
+        failure = _failure(error, self._reused_unanswered, idempotent=self._job.idempotent)
+        if self._sink_used and not (self._job.rewind_sink is not None and self._job.rewind_sink()):
+            return retry.GiveUp("not-retryable")
+        self._sink_used = False
+        decision = retry.decide(
+            self._config.retry,
+            self._attempt,
+            failure,
+            replayable=body is None or body.replayable,
+            body_bytes_left=body.bytes_read if body is not None else 0,
+            random=random.random(),
+        )
+        if isinstance(decision, retry.Again) and decision.counts and not self._shared.budget.spend(failure.fault):
+            return retry.GiveUp("no-budget")
+        return decision
 
     def _not_replayable(self, why: str) -> SourceNotReplayable:
         body = self._job.body
@@ -295,9 +322,10 @@ class Run:
             answered = await self._hop(target, job.intent.method, job.body, fresh=fresh)
             fresh = False
             exchange, response = answered.exchange, answered.response
-            visits.append(redirect.Visit(target.url, target.region, exchange.plan.asks))
             if exchange.succeeded:
-                self._mark_last("answered" if exchange.plan.body_size == 0 else "stored")
+                self._mark_last("stored" if job.intent.method == "PUT" else "answered")
+                self._keep_region(target)
+                self._shared.budget.refund()
                 return self._outcome(answered)
             if 200 <= response.status < 300:
                 raise self._early_success(answered)
@@ -307,63 +335,65 @@ class Run:
             if self._correct_clock(document.code, response) or await self._renew_credentials(document.code):
                 self._mark_last("retried")
                 continue
+            visits.append(redirect.Visit(target.url, target.region if target.signed else "", exchange.plan.asks))
             answer = redirect.Answer(
-                response.status, tuple(response.get_all("location")), response.get("x-amz-bucket-region") or "", document
+                response.status,
+                tuple(response.get_all("location")),
+                response.get("x-amz-bucket-region") or "",
+                document,
             )
-            following = await self._decide(visits, answer)
+            following = await self._decide(visits, answer, answered.address)
             if following is None:
                 self._mark_last("answered" if job.any_status else "refused")
+                self._keep_region(target)
                 if job.any_status:
                     return self._outcome(answered)
                 raise self._refusal(answered, document)
             target = following
-            self._redirects += 1
-            self._tell(
-                events.Redirect, response.status, target.url.redacted(), target.region if target.signed else "", self._kind
-            )
 
-    _kind = ""
-
-    async def _decide(self, visits: Sequence[redirect.Visit], answer: redirect.Answer) -> _Target | None:
-        """Where the answer leads; None when it is no redirect. Raises RedirectRefused."""
+    async def _decide(self, visits: Sequence[redirect.Visit], answer: redirect.Answer, address: str) -> _Target | None:
+        """Where the answer leads; None when it is no redirect. Raises RedirectRefused, SourceNotReplayable."""
         intent, policy = self._job.intent, self._config.redirects
         decision = redirect.decide(intent, visits, answer, policy)
         if isinstance(decision, redirect.Discover):
             region = await self._discover(decision)
-            decision = redirect.decide(intent, visits, dataclasses.replace(answer, bucket_region=region), policy) if region else None
+            answer = dataclasses.replace(answer, bucket_region=region, discovered=True)
+            decision = redirect.decide(intent, visits, answer, policy)
         if decision is None or isinstance(decision, redirect.Discover):
             return None
+        if isinstance(decision, redirect.Follow) and decision.url.scheme == "https":
+            decision = redirect.Refuse("no-tls", f"redirected to https, but {NO_TLS}", decision.url.redacted())
         if isinstance(decision, redirect.Refuse):
             self._mark_last("refused")
-            kind = redirect_error(decision.reason)
-            raise kind(
-                f"{self._job.what}: {decision.message}",
-                status=answer.status,
-                reason=decision.reason,
-                location=decision.location,
-                code=answer.error.code,
-            )
-        if decision.learned_region and intent.bucket:
-            self._shared.regions.learn(intent.bucket, decision.learned_region)
-        if decision.url.scheme == "https":
-            self._mark_last("refused")
-            raise RedirectRefused(
-                f"{self._job.what}: redirected to {decision.url.redacted()}, but {NO_TLS}",
-                status=answer.status,
-                reason="no-tls",
-                location=decision.url.redacted(),
-            )
+            raise self._refused(decision, answer.status, answer.error.code)
+        if intent.bucket and decision.kind != "location":
+            self._shared.regions.forget(intent.bucket)  # contradicted, or not known
         body = self._job.body
         if body is not None and body.bytes_read and not body.replayable:
             raise self._not_replayable("a redirect came after it had begun to leave")
-        self._mark_last("region" if decision.kind != "location" else "redirected")
-        self._kind = decision.kind
-        return _Target(decision.url, decision.region, decision.sign, decision.check_address)
+        self._mark_last("redirected" if decision.kind == "location" else "region")
+        self._redirects += 1
+        self._tell(events.Redirect, answer.status, decision.url.redacted(), decision.region, decision.kind)
+        return _Target(
+            decision.url,
+            decision.region,
+            decision.sign,
+            learned_region=decision.learned_region,
+            redirected_by=address if decision.check_address else None,
+            redirect_status=answer.status,
+        )
+
+    def _refused(self, refuse: redirect.Refuse, status: int, code: str = "") -> RedirectRefused:
+        return dataclasses.replace(refuse, message=f"{self._job.what}: {refuse.message}").error(status, code)
+
+    def _keep_region(self, target: _Target) -> None:
+        """A region that an answer named is a fact once the host it led to has answered."""
+        if target.learned_region and self._job.intent.bucket:
+            self._shared.regions.learn(self._job.intent.bucket, target.learned_region)
 
     async def _discover(self, question: redirect.Discover) -> str:
         """Ask the bucket itself for its region: any answer to a HEAD of it carries one. "" when it does not."""
-        target = _Target(question.url, question.region, signed=True)
-        answered = await self._hop(target, "HEAD", None)
+        answered = await self._hop(_Target(question.url, question.region, question.sign), "HEAD", None)
         self._mark_last("answered")
         return answered.response.get("x-amz-bucket-region") or ""
 
@@ -392,18 +422,14 @@ class Run:
 
     def _correct_clock(self, code: str, response: Response) -> bool:
         """S3 refuses requests that are more than 15 minutes off: trust the server's clock, once."""
-        date = response.get("date")
-        if code not in _CLOCK_CODES or self._clock_corrected or date is None:
+        if code not in _CLOCK_CODES or self._clock_corrected:
             return False
-        try:
-            there = email.utils.parsedate_to_datetime(date)
-        except ValueError:
+        skew_s = retry.clock_skew(response.get("date") or "", datetime.now(timezone.utc))
+        if skew_s is None:
             return False
-        if there.tzinfo is None:
-            there = there.replace(tzinfo=timezone.utc)
         self._clock_corrected = True
-        self._shared.clock_offset = there - datetime.now(timezone.utc)
-        log.warning("this machine's clock differs from the server's by %s; signing with the server's time", self._shared.clock_offset)
+        self._shared.clock_offset = timedelta(seconds=skew_s)
+        log.warning("this machine's clock is off by %.0f s; requests are signed with the server's time", skew_s)
         return True
 
     async def _renew_credentials(self, code: str) -> bool:
@@ -450,7 +476,7 @@ class Run:
             maybe_own=self._ambiguous,
             request_id=response.get("x-amz-request-id") or "",
             host_id=response.get("x-amz-id-2") or "",
-            retry_after_s=retry.parse_retry_after(response.get("retry-after"), datetime.now(timezone.utc)),
+            retry_after_s=retry.retry_after(response.get("retry-after") or "", datetime.now(timezone.utc)),
         )
 
     def _mark_last(self, outcome: str) -> None:
@@ -469,6 +495,7 @@ class Run:
         try:
             acquired = await self._acquire(target, fresh)
             connection = acquired.connection
+            self._reused_unanswered = acquired.reused
             origin = target.url.origin
             facts = self._shared.facts(origin)
             plan = plan_body(
@@ -477,7 +504,7 @@ class Run:
                 expect=config.expect,
                 continue_timeout_s=config.continue_timeout_s,
                 facts=facts,
-                is_s3=job.is_s3_endpoint,
+                is_s3=s3.split_s3_host(origin.host) is not None,
                 round_trip_s=connection.connect_s,
                 response_timeout_s=config.response_timeout_s,
                 stall_timeout_s=config.stall_timeout_s,
@@ -493,9 +520,10 @@ class Run:
                 self._connection = self._exchange = None
                 self._shared.pool().release(connection, exchange.fate if exchange.finished else Fate.CLOSE)
             outcome = "answered"
+            self._reused_unanswered = False
             self._learn(facts, exchange, reply.response)
             timings = _timings(acquired, sign_s, exchange, connection, monotonic() - signing_began - sign_s)
-            return _Answered(target, exchange, reply, connection.send_path, timings)
+            return _Answered(target, exchange, reply, connection.address, connection.send_path, timings)
         except BaseException as error:
             outcome = _outcome_of(error)
             raise
@@ -518,27 +546,21 @@ class Run:
         origin = target.url.origin
         if origin.scheme == "https":
             raise UsageError(f"{origin}: {NO_TLS}")
-        check = self._address_check if target.check_address else None
+        check: AddressCheck | None = None
+        came_from, policy = target.redirected_by, self._config.redirects
+        if came_from is not None:
+            check = lambda address: redirect.address_allowed(policy, address, came_from)  # noqa: E731
         try:
             acquired = await self._shared.pool().acquire(
                 origin, connect_timeout_s=self._config.connect_timeout_s, check=check, fresh=fresh
             )
         except AddressRefused as refused:
-            raise RedirectRefused(
-                f"{self._job.what}: redirected to {target.url.redacted()}, which is {refused.address}: {refused.reason}",
-                status=self._hops[-1].status if self._hops else 0,
-                reason="private-address",
-                location=target.url.redacted(),
-            ) from None
+            refuse = redirect.private_address(target.redirect_status, target.url, refused.address)
+            raise self._refused(refuse, target.redirect_status) from None
         if not acquired.reused:
             self._tell(events.Resolved, origin.host, acquired.addresses, acquired.resolve_s)
-        self._tell(
-            events.Connected, str(origin), acquired.connection.address, acquired.reused, acquired.connect_s
-        )
+        self._tell(events.Connected, str(origin), acquired.connection.address, acquired.reused, acquired.connect_s)
         return acquired
-
-    def _address_check(self, address: str) -> str:
-        raise NotImplementedError
 
     async def _head(self, target: _Target, method: str, plan: Plan, body: Body | None) -> bytes:
         """The request head for one hop, from the intent."""
@@ -591,6 +613,7 @@ class Run:
         def interim(response: Response) -> None:
             self._tell(events.Continue, response.status, _head_text(response))
 
+        self._error_body.clear()
         on_body = self._sink_body if job.sink is not None and method == job.intent.method else None
         reply = await connection.perform(
             exchange,
@@ -605,17 +628,48 @@ class Run:
         self._phase = "awaiting answer"
         if watched:
             self._tell(
-                events.Response, reply.response.status, _head_text(reply.response), exchange.body_sent, connection.send_path
+                events.Response,
+                reply.response.status,
+                _head_text(reply.response),
+                exchange.body_sent,
+                connection.send_path,
             )
+        if on_body is not None:
+            reply.body = bytes(self._error_body)
         return reply
 
     def _sink_body(self, view: memoryview) -> None:
-        raise NotImplementedError
+        """Only the body of a 2xx is what was asked for; others are kept, bounded, for their error document."""
+        exchange, sink = self._exchange, self._job.sink
+        assert exchange is not None
+        assert sink is not None
+        if exchange.status < 300:
+            self._sink_used = True
+            sink(view)
+        else:
+            self._error_body += view[: max(0, limits.ERROR_BODY_MAX_BYTES - len(self._error_body))]
 
     def _learn(self, facts: OriginFacts, exchange: Exchange, response: Response) -> None:
         facts.speaks_http10 = response.version == (1, 0)
         if exchange.expect in ("continue", "final"):
             facts.answers_expect = True
+
+
+def _failure(error: EngineError, reused_unanswered: bool, *, idempotent: bool) -> retry.Failure:
+    """The error as `retry` wants to know it."""
+    if isinstance(error, ResponseError):
+        return retry.Failure(retry.Fault.ANSWER, error.status, error.code, error.retry_after_s, idempotent)
+    if isinstance(error, ConnectTimedOut):
+        fault = retry.Fault.CONNECT_TIMED_OUT
+    elif isinstance(error, ConnectFailed):
+        fault = retry.Fault.NO_CONNECTION
+    elif isinstance(error, StallTimedOut):
+        fault = retry.Fault.STALLED
+    elif isinstance(error, TimedOut):
+        fault = retry.Fault.UNANSWERED
+    else:
+        fault = retry.Fault.STALE if reused_unanswered else retry.Fault.LOST
+    return retry.Failure(fault, idempotent=idempotent)
 
 
 def _timings(acquired: Acquired, sign_s: float, exchange: Exchange, connection: Connection, spent_s: float) -> Timings:
