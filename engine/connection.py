@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
-OnBody = Callable[[memoryview], object]
+OnBody = Callable[[int, memoryview], object]  # the final status, and a piece of the body that is valid during the call
 OnInterim = Callable[[Response], object]
 
 
@@ -93,6 +93,7 @@ class Connection(asyncio.BufferedProtocol):
         self._closed = False
         self._lost = asyncio.Event()
         self._on_interim: OnInterim | None = None
+        self._on_body: OnBody | None = None
 
     # --- what the event loop calls ---------------------------------------------------------------------------------
 
@@ -165,7 +166,8 @@ class Connection(asyncio.BufferedProtocol):
         self._on_interim = on_interim
         self.used += 1
         self.send_path, self.body_s = "none", 0.0
-        self._parser.expect(method, on_body)
+        self._parser.expect(method, self._hand_on if on_body is not None else None)
+        self._on_body = on_body
         try:
             if self._closed or self._lost.is_set():
                 self._feed_eof(None)
@@ -187,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
             raise
         finally:
             self._disarm()
-            self._on_interim = None
+            self._on_interim = self._on_body = None
             self._exchange = None
         if self._callback_error is not None:
             raise self._callback_error
@@ -346,6 +348,13 @@ class Connection(asyncio.BufferedProtocol):
             unwanted = exchange.state in (State.BODY_WITHHELD, State.BODY_ABANDONED)
             if unwanted and self._parser.body_size > limits.ANSWER_DRAIN_MAX_BYTES and not exchange.finished:
                 self._report(Input.PEER_CLOSED)
+
+    def _hand_on(self, piece: memoryview) -> None:
+        # The parser calls in the middle of a feed, when the exchange has not heard of the head yet.
+        response = self._parser.response
+        assert response is not None
+        assert self._on_body is not None
+        self._on_body(response.status, piece)
 
     def _feed_eof(self, error: Exception | None) -> None:
         exchange = self._exchange

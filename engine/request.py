@@ -638,12 +638,11 @@ class Run:
             reply.body = bytes(self._error_body)
         return reply
 
-    def _sink_body(self, view: memoryview) -> None:
+    def _sink_body(self, status: int, view: memoryview) -> None:
         """Only the body of a 2xx is what was asked for; others are kept, bounded, for their error document."""
-        exchange, sink = self._exchange, self._job.sink
-        assert exchange is not None
+        sink = self._job.sink
         assert sink is not None
-        if exchange.status < 300:
+        if status < 300:
             self._sink_used = True
             sink(view)
         else:

@@ -20,9 +20,10 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from engine import signing
 from engine.sandbox import _scenarios
 from engine.sandbox._objects import ObjectFolder, StoredObject
-from engine.sandbox._options import MIB, OTHER_REGION, REGION, Credentials, Options, new_credentials
+from engine.sandbox._options import MIB, OTHER_REGION, REGION, Options, new_credentials
 from engine.sandbox._process import ServerProcess
 from engine.sandbox._records import Record, Recorder
 from engine.sandbox._thread import ServerThread
@@ -30,7 +31,6 @@ from engine.sandbox._thread import ServerThread
 __all__ = [
     "OTHER_REGION",
     "REGION",
-    "Credentials",
     "Record",
     "Sandbox",
     "StoredObject",
@@ -45,7 +45,7 @@ class Sandbox:
 
     Attributes:
       redirector_url, store_url: "http://127.0.0.1:PORT", for `endpoint_url`.
-      credentials: the only ones that are accepted.
+      credentials: the only ones that are accepted, as the client takes them.
       region: the only one that is accepted, but by the `region` scenarios.
       folder: where the objects are, see `_objects.py`.
     """
@@ -57,7 +57,8 @@ class Sandbox:
         self._open = True
         self.redirector_url = server.redirector_url
         self.store_url = server.store_url
-        self.credentials = options.credentials
+        given = options.credentials
+        self.credentials = signing.Credentials(given.access_key, given.secret_key, given.token)
         self.region = options.region
         self.folder = options.folder
 
