@@ -24,7 +24,7 @@ from engine import checksums
 from engine.checksums import ALGORITHMS, aws_chunked, checksum_file, combine, composite, header_name, new
 from engine.errors import SourceChanged, UsageError
 from engine.signing import STREAMING_UNSIGNED_PAYLOAD_TRAILER
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 CRCS = ("crc64nvme", "crc32c", "crc32")
@@ -67,6 +67,7 @@ def test_sha256_is_the_standard_librarys() -> None:
     assert of("sha256", b"12345", b"6789") == b64encode(sha256(b"123456789").digest()).decode()
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=6))
 def test_a_checksum_is_botocores_however_the_bytes_are_cut(pieces: list[bytes]) -> None:
     for algorithm in ALGORITHMS:
@@ -278,6 +279,7 @@ def test_threads_do_not_share_a_buffer(tmp_path: Path) -> None:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400), st.binary(max_size=400))
 def test_the_crcs_of_two_pieces_combine_to_that_of_the_whole(first: bytes, second: bytes) -> None:
     for algorithm in CRCS:
@@ -285,6 +287,7 @@ def test_the_crcs_of_two_pieces_combine_to_that_of_the_whole(first: bytes, secon
         assert combined == of(algorithm, first + second)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(1, 50 * 2**40))
 def test_combining_agrees_with_awscrt_for_objects_of_up_to_50_terabytes(first: int, second: int, size: int) -> None:
     for algorithm in CRCS:
@@ -321,6 +324,7 @@ def test_a_composite_checksum_is_that_of_the_digests() -> None:
 # --- trailers ---------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40_000), st.sampled_from(ALGORITHMS), st.sampled_from([None, 8192, 8193, 16384]))
 def test_the_framing_is_botocores_to_the_byte(data: bytes, algorithm: str, chunk_size: int | None) -> None:
     framing = aws_chunked(algorithm, len(data), chunk_size=chunk_size)
