@@ -255,8 +255,8 @@ def format_date(now: datetime) -> str:
         if now.tzinfo is None:
             raise UsageError("now: a datetime without a time zone; use datetime.now(timezone.utc)")
         now = now.astimezone(timezone.utc)
-    text = now.isoformat()  # a third of strftime's cost
-    return f"{text[:4]}{text[5:7]}{text[8:13]}{text[14:16]}{text[17:19]}Z"
+    # Not strftime, which takes 2.4 times as long.
+    return "%04d%02d%02dT%02d%02d%02dZ" % (now.year, now.month, now.day, now.hour, now.minute, now.second)  # noqa: UP031
 
 
 def _canonical_request(

@@ -18,7 +18,7 @@ from engine import signing
 from engine.errors import CredentialsError, UsageError
 from engine.signing import UNSIGNED_PAYLOAD, Credentials, quote_key, sign, signature_for
 from engine.wire import Url, parse_url, request_head
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 # Published by AWS for its worked examples; opens nothing.
@@ -175,6 +175,7 @@ payload_hashes = st.sampled_from(
 ) | st.binary(min_size=32, max_size=32).map(bytes.hex)
 
 
+@settings(deadline=None)
 @given(
     credentials=credentials_values,
     method=st.sampled_from(["PUT", "GET", "HEAD", "DELETE", "POST"]),
@@ -228,6 +229,7 @@ def test_every_request_is_signed_as_botocore_signs_it(
     assert len(added) == (4 if credentials.token else 3)
 
 
+@settings(deadline=None)
 @given(
     path=st.text("aZ09-._~/+%2f7Ee!$&'()*,:;=@", max_size=20),
     query=st.text("aZ09-._~/+%2f7Ee!$&'()*,:;=@?", max_size=20),
@@ -248,12 +250,14 @@ def test_a_url_that_is_not_strictly_encoded_is_signed_as_the_server_will_decode_
     )
 
 
+@settings(deadline=None)
 @given(awkward_text)
 def test_a_key_is_quoted_as_botocore_quotes_it(key: str) -> None:
     assert quote_key(key) == percent_encode(key, safe="-._~/")
     assert signing.canonical_path(quote_key(key)) == quote_key(key)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="ascii"), max_size=40) | st.text("%0123456789ABCDEFabcdef~-/", max_size=12))
 def test_making_a_path_canonical_twice_changes_nothing(path: str) -> None:
     once = signing.canonical_path(path)
@@ -263,6 +267,7 @@ def test_making_a_path_canonical_twice_changes_nothing(path: str) -> None:
         assert signing.quote_from_bytes(signing.unquote_to_bytes(path), safe="/") == path
 
 
+@settings(deadline=None)
 @given(st.text("%0123456789ABCDEFabcdef~-/&=+", max_size=24))
 def test_making_a_query_canonical_twice_changes_nothing(query: str) -> None:
     once = signing.canonical_query(query)
@@ -276,6 +281,7 @@ def test_what_botocore_leaves_unsigned_is_left_unsigned() -> None:
     assert authorization(added)["SignedHeaders"] == "host;x-amz-content-sha256;x-amz-date"
 
 
+@settings(deadline=None)
 @given(credentials_values, awkward_text, st.lists(st.tuples(field_names, field_values), max_size=4), payload_hashes)
 def test_a_server_computes_the_signature_that_the_client_sent(
     credentials: Credentials, key: str, fields: list[tuple[str, str]], payload_hash: str
