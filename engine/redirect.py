@@ -133,10 +133,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A hop already made: `region` it was signed for ("" unsigned), `asked` whether it had Expect.
-
-    A hop that was only tried again (after a 5xx, or without Expect after 417) replaces its visit instead of adding one.
-    """
+    """A hop already made: `region` it was signed for ("" unsigned), `asked` whether it had Expect."""
 
     url: Url
     region: str = ""
@@ -238,7 +235,9 @@ def decide(intent: Intent, visits: Sequence[Visit], answer: Answer, policy: Redi
         return Refuse("unsupported-status", f"{status} is no redirect that can be followed for a {intent.method}.")
     else:
         return None
-    if decision is None or isinstance(decision, Refuse) or len(visits) <= policy.max_hops:
+    # What was only tried again (without Expect, with another date) stands there twice and is one hop.
+    hops = len({(visit.url, visit.region) for visit in visits})
+    if decision is None or isinstance(decision, Refuse) or hops <= policy.max_hops:
         return decision
     followed = "none is followed" if policy.max_hops == 0 else f"{policy.max_hops} were followed already"
     where = decision.url.redacted()

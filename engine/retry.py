@@ -96,8 +96,8 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Raise the error. `reason`: "not-retryable", "too-many-attempts", "not-replayable" (everything else allowed another attempt:
-    SourceNotReplayable), "not-idempotent", "retry-after-too-long", "clock-already-corrected"."""
+    """Raise the error. `reason`: "not-retryable", "too-many-attempts", "not-replayable" (all else spoke for another attempt),
+    "not-idempotent", "retry-after-too-long", "clock-already-corrected"."""
 
     reason: str
 
