@@ -38,7 +38,8 @@ class RedirectPolicy:
       max_hops: redirects followed in one attempt; 0 follows none.
       hosts: what is trusted with signed requests beside the endpoint itself: names ("node1.example.com"), names below a name
         ("*.example.com"), addresses and CIDR blocks ("10.0.0.0/8"). When given, unsigned requests go nowhere else either.
-      allow_downgrade: whether https may become http.
+      allow_downgrade: whether https may become http. A signature then travels in the clear, and so does a session token (good
+        for nothing without the secret key); the caller's own secret fields still go only to what `hosts` lists.
 
     Raises UsageError for anything else.
     """
@@ -132,10 +133,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A hop already made: `region` it was signed for ("" unsigned), `asked` whether it had Expect.
-
-    A hop that was only tried again (after a 5xx, or without Expect after 417) replaces its visit instead of adding one.
-    """
+    """A hop already made: `region` it was signed for ("" unsigned), `asked` whether it had Expect."""
 
     url: Url
     region: str = ""
@@ -237,7 +235,9 @@ def decide(intent: Intent, visits: Sequence[Visit], answer: Answer, policy: Redi
         return Refuse("unsupported-status", f"{status} is no redirect that can be followed for a {intent.method}.")
     else:
         return None
-    if decision is None or isinstance(decision, Refuse) or len(visits) <= policy.max_hops:
+    # What was only tried again (without Expect, with another date) stands there twice and is one hop.
+    hops = len({(visit.url, visit.region) for visit in visits})
+    if decision is None or isinstance(decision, Refuse) or hops <= policy.max_hops:
         return decision
     followed = "none is followed" if policy.max_hops == 0 else f"{policy.max_hops} were followed already"
     where = decision.url.redacted()
@@ -340,7 +340,7 @@ def _decide_wrong_region(intent: Intent, visits: Sequence[Visit], answer: Answer
     told = answer.bucket_region or (answer.error.region if region_code else "")
     if told and told == _current_region(intent, visits):
         return None
-    if told and (region_code or aws or answer.discovered):
+    if told and (region_code or aws or answer.status == 400 or answer.discovered):
         return _follow_region(intent, visits, answer, policy, told)
     silent_head = aws and intent.method == "HEAD" and answer.status == 400 and not answer.error
     if answer.discovered or intent.endpoint is None or not intent.bucket or not (region_code or silent_head):
@@ -363,12 +363,12 @@ def _follow_region(
     url = visits[-1].url
     try:
         if not is_region(region):
-            raise UsageError("letters a–z, digits and '-' only")
+            raise UsageError(f"region '{printable(region, 63)}': letters a–z, digits and '-' only")
         if endpoint is not None and endpoint.aws and intent.bucket:
             built = address(endpoint, intent.bucket, intent.key, region=region, addressing=intent.addressing)
             url = replace(built, query=intent.url.query)
     except UsageError as error:
-        return Refuse("bad-region", f"{answer.status} names a region that is none, '{printable(region, 63)}': {error}.")
+        return Refuse("bad-region", f"{answer.status} names a region that cannot be: {error}.")
     return _judge(intent, visits, answer, policy, url, region, "region")
 
 
@@ -559,8 +559,9 @@ def _is_same_object(intent: Intent, url: Url) -> bool:
 # What may cross to another origin without being asked for: fields that describe the body or the object, and say nothing about
 # who is asking. Everything else might be a secret: "X-Api-Key" is one, and no list of secrets knows every name.
 _HARMLESS: Final = _words(
-    "accept accept-encoding accept-language cache-control content-disposition content-encoding content-language content-md5 "
-    "content-range content-type date depth digest content-digest repr-digest want-digest expires if-match if-modified-since "
+    "accept accept-encoding accept-language cache-control connection content-disposition content-encoding content-language "
+    "content-length content-md5 content-range content-type date expect transfer-encoding x-amz-decoded-content-length "
+    " depth digest content-digest repr-digest want-digest expires if-match if-modified-since "
     "if-none-match if-range if-unmodified-since overwrite range user-agent x-amz-acl x-amz-bypass-governance-retention "
     "x-amz-content-sha256 x-amz-copy-source-range x-amz-date x-amz-expected-bucket-owner x-amz-object-ownership "
     "x-amz-request-payer x-amz-sdk-checksum-algorithm x-amz-server-side-encryption x-amz-server-side-encryption-aws-kms-key-id "

@@ -45,9 +45,10 @@ class Retry:
 
 
 class Fault(Enum):
-    """What ended an attempt."""
+    """What ended an attempt. What is not here (a bad certificate, an answer that is not HTTP, an error of the source) is never
+    tried again."""
 
-    NO_CONNECTION = "no connection came about: refused, unreachable, name not found, TLS failed for no lasting reason"
+    NO_CONNECTION = "no connection came about: refused, unreachable, name not found, closed during the TLS handshake"
     CONNECT_TIMED_OUT = "connect_timeout_s passed"
     STALE = "a reused connection died before any byte of the answer"
     LOST = "the connection died otherwise"
@@ -95,13 +96,14 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Raise the error. `reason`: "not-retryable", "not-replayable" (SourceNotReplayable if the fault itself was retryable),
-    "not-idempotent", "too-many-attempts", "retry-after-too-long", "clock-already-corrected", "no-budget"."""
+    """Raise the error. `reason`: "not-retryable", "too-many-attempts", "not-replayable" (all else spoke for another attempt),
+    "not-idempotent", "retry-after-too-long", "clock-already-corrected"."""
 
     reason: str
 
 
 _AMBIGUOUS: Final = frozenset({Fault.STALE, Fault.LOST, Fault.STALLED, Fault.UNANSWERED})
+_UNCOUNTED: Final = frozenset({Fault.STALE, Fault.CLOCK_SKEW})
 # Statuses by which a gateway says that it does not know what became of the request.
 _AMBIGUOUS_STATUSES: Final = frozenset({408, 500, 502, 503, 504})
 
@@ -123,12 +125,14 @@ def decide(
 
     A STALE connection is tried again at once and not counted: servers close idle connections whenever they like (S3 after about
     5 s), so the fault says nothing about the server, and every browser and Go's client do the same. It cannot go on for ever,
-    because the new connection is fresh, and a fresh one that dies is LOST.
+    because the new connection is fresh, and a fresh one that dies is LOST. `max_attempts=1` does not forbid it.
     """
     fault = failure.fault
     ambiguous = fault in _AMBIGUOUS or (fault is Fault.ANSWER and failure.status in _AMBIGUOUS_STATUSES)
     if fault is Fault.ANSWER and not is_transient(failure.status, failure.code):
         return GiveUp("not-retryable")
+    if fault not in _UNCOUNTED and attempt >= retry.max_attempts:
+        return GiveUp("too-many-attempts")
     if body_bytes_left and not replayable:
         return GiveUp("not-replayable")
     if fault in _AMBIGUOUS and not failure.idempotent:
@@ -139,8 +143,6 @@ def decide(
         if clock_corrected:
             return GiveUp("clock-already-corrected")
         return Again(0.0, fresh_connection=False, counts=False, ambiguous=False)
-    if attempt >= retry.max_attempts:
-        return GiveUp("too-many-attempts")
     asked_s = failure.retry_after_s or 0.0
     if asked_s > limits.RETRY_AFTER_MAX_S:
         return GiveUp("retry-after-too-long")
@@ -187,6 +189,11 @@ def retry_after(value: str, now: datetime) -> float | None:
         return float(text) if len(text) <= 9 else math.inf
     date = _parse_date(text)
     return None if date is None else max(0.0, (date - now).total_seconds())
+
+
+def is_clock_refusal(status: int, code: str) -> bool:
+    """Whether the answer may mean that our clock is wrong; a HEAD's 403 has no code. `clock_skew` then tells whether it is."""
+    return status == 403 and code in ("", "RequestTimeTooSkewed", "RequestExpired")
 
 
 def clock_skew(date: str, now: datetime) -> float | None:

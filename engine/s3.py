@@ -399,8 +399,8 @@ class XmlError(ValueError):
 def xml_leaves(body: bytes, *, max_bytes: int = limits.XML_MAX_BYTES) -> list[tuple[str, str]]:
     """Every element without children, as (path, text) in document order: ("Error/Code", "NoSuchBucket").
 
-    Namespaces and attributes are dropped, UTF-8 is taken whatever the declaration says. A DOCTYPE is refused, so there are
-    no entities to expand. Raises XmlError.
+    Namespaces and attributes are dropped; UTF-8 is taken whatever the declaration says, UTF-16 only with a byte order mark. A
+    DOCTYPE is refused, so there are no entities to expand. Raises XmlError.
     """
     if len(body) > max_bytes:
         raise XmlError(f"{len(body)} bytes of XML, at most {max_bytes} are read")

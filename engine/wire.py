@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import quote, unquote
@@ -25,6 +25,7 @@ _VALUE = re.compile(r"[\t\x20-\x7e]*\Z")  # RFC 9110 section 5.5, without obs-te
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_\-]{0,61}[a-z0-9_])?"  # RFC 1035 section 2.3.1, and the "_" that is in use
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\Z")
+_FRAMING = {"host": "host", "content-length": "length", "transfer-encoding": "length"}
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 # Left alone when a path or query is made safe to send: RFC 3986's unreserved, reserved and "%".
 _TARGET_SAFE = "!#$%&'()*+,/:;=?@[]-._~"
@@ -256,7 +257,9 @@ def _shown(text: str) -> str:
 def check_field(name: str, value: str) -> None:
     """Raises UsageError for a field that would not be what it says on the wire (CR, LF, NUL, non-ASCII …)."""
     if not isinstance(name, str) or not _TOKEN.match(name):
-        raise UsageError(f"header name {name!r}: only letters, digits and !#$%&'*+-.^_`|~ are allowed")
+        raise UsageError(
+            f"header name '{printable(str(name), 80)}': only letters, digits and !#$%&'*+-.^_`|~ are allowed"
+        )
     if not isinstance(value, str):
         raise UsageError(f"header {name}: the value is {type(value).__name__}, not str")
     if not _VALUE.match(value):
@@ -265,19 +268,67 @@ def check_field(name: str, value: str) -> None:
         raise UsageError(f"header {name}: the value has {what}; percent-encode or base64-encode it")
 
 
+# Fields that frame the message or belong to the connection: made by us, from what the body and the URL are. Taken from a caller
+# they would let one request end where the next one begins.
+_OURS = frozenset(
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "http2-settings",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_SIGNATURES = frozenset({"authorization", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token"})
+
+
+def caller_fields(headers: Mapping[str, str] | Iterable[Field] | None, *, signed: bool) -> list[Field]:
+    """The `headers=` of a call, checked. `signed`: the fields of the signature are ours as well.
+
+    Raises UsageError: bad names or values, fields that are made here, a field given twice.
+    """
+    found: dict[str, Field] = {}
+    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+    for name, value in pairs:
+        check_field(name, value)
+        lowered = name.lower()
+        if lowered in _OURS:
+            raise UsageError(f"header {name}: made from the body, the URL and the options; it cannot be given")
+        if signed and lowered in _SIGNATURES:
+            raise UsageError(f"header {name}: made by the signature; sign=None sends yours")
+        if lowered in found:
+            raise UsageError(f"header {name}: given twice; join the values with a comma")
+        found[lowered] = (name, value)
+    return list(found.values())
+
+
 def request_head(method: str, target: str, fields: Iterable[Field]) -> bytes:
     """The request line and fields (RFC 9112 sections 3 and 5), in the order given, with the empty line.
 
-    Checks again what the callers have checked: this is the last place where a CR or LF could leave.
+    Checks again what the callers have checked: this is the last place where a CR or LF could leave, or a second length.
     """
     if not _TOKEN.match(method):
-        raise UsageError(f"method {method!r} is not a token")
-    if _CONTROL.search(target) or not target.isascii():
-        raise UsageError("request target with control or non-ASCII characters")
+        raise UsageError(f"method {printable(method, 40)!r} is not a token")
+    if not target or _CONTROL.search(target) or not target.isascii():
+        raise UsageError("request target that is empty or has control or non-ASCII characters")
     lines = [f"{method} {target} HTTP/1.1"]
+    framing = set()
     for name, value in fields:
         check_field(name, value)
         lines.append(f"{name}: {value.strip()}")
+        kind = _FRAMING.get(name.lower())
+        if kind:
+            if kind in framing:
+                raise UsageError(f"{name}: a request has one Host and one length (RFC 9112 sections 3.2 and 6.3)")
+            framing.add(kind)
+    if "host" not in framing:
+        raise UsageError("a request without Host (RFC 9112 section 3.2)")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
 
