@@ -6,7 +6,7 @@
         print(sandbox.object("redirect-307", "big.bin").sha256, sandbox.records)
 
 Two real HTTP/1.1 servers on one uvloop: the storing endpoint (`_store.py`) checks signatures and stores to a folder with
-digests, the redirecting endpoint (`_scenarios.py`, which has the table) does what the name of the bucket says. Nothing here is
+digests, the redirecting endpoint (`_scenarios.py` has the table) does what the name of the bucket says. Nothing here is
 shared with the client: its own request parser, its own signature check. For tests, every request leaves a Record of what the
 kernel delivered.
 """
@@ -14,6 +14,7 @@ kernel delivered.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import shutil
 import tempfile
 import time
@@ -21,11 +22,12 @@ from collections.abc import Callable
 from types import TracebackType
 
 from engine import signing
-from engine.sandbox import _scenarios
+from engine.errors import UsageError
 from engine.sandbox._objects import ObjectFolder, StoredObject
 from engine.sandbox._options import MIB, OTHER_REGION, REGION, Options, new_credentials
 from engine.sandbox._process import ServerProcess
 from engine.sandbox._records import Record, Recorder
+from engine.sandbox._scenarios import scenario_table
 from engine.sandbox._thread import ServerThread
 
 __all__ = [
@@ -129,7 +131,8 @@ def start(
     linger_s: float = 2.0,
     min_part_size: int = 5 * MIB,
 ) -> Sandbox:
-    """Start both endpoints and return when they listen. Raises OSError when they cannot.
+    """Start both endpoints and return when they listen. Raises OSError when they cannot, UsageError for a host
+    that is no loopback address.
 
     folder: where objects are stored; by default a temporary one, removed by `close`.
     process: run in a process of its own, so that memory, CPU time and GIL of the caller are its own. Costs 0.2 s.
@@ -143,6 +146,9 @@ def start(
     linger_s: how long to wait for (and count) more body bytes behind a final answer.
     min_part_size: of a multipart upload's parts but the last; S3's is 5 MiB.
     """
+    for address in (host, store_host or host):
+        if not ipaddress.ip_address(address).is_loopback:
+            raise UsageError(f"sandbox: {address} is no loopback address; it is not made to be reached by others")
     path = folder or tempfile.mkdtemp(prefix="putengine-sandbox-")
     options = Options(
         folder=path,
@@ -166,12 +172,6 @@ def start(
         if folder is None:
             shutil.rmtree(path, ignore_errors=True)
         raise
-
-
-def scenario_table() -> str:
-    """The table of scenarios, as text for people."""
-    lines = (_scenarios.__doc__ or "").splitlines()
-    return "\n".join(line for line in lines if line.startswith("    "))
 
 
 def run_forever(

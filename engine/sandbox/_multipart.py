@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from itertools import pairwise
 from typing import Final
 
-from engine.sandbox._connection import Exchange
 from engine.sandbox._digests import CHECKSUM_PREFIX, CHECKSUM_SIZES, Digests
 from engine.sandbox._errors import S3Error, document, xml
+from engine.sandbox._exchange import Exchange
 from engine.sandbox._objects import StoredObject, StoredPart, Upload
 from engine.sandbox._receiving import Intake, checksum_fields, described, discard_file
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
+
+from engine.signing import Credentials
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -24,19 +26,14 @@ XML_MAX_BYTES: Final = MIB  # a CompleteMultipartUpload of 10,000 parts is below
 SKEW_MAX_S: Final = 900.0  # AWS: 15 minutes
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """The one identity a sandbox knows, new at every start."""
-
-    access_key: str
-    secret_key: str = field(repr=False)
-    token: str | None = field(default=None, repr=False)
-
-
 def new_credentials(with_token: bool) -> Credentials:
+    """The one identity a sandbox knows, new at every start."""
     # Not in AWS's own format: nobody should take it for a leaked key.
     token = "sandbox-token/" + secrets.token_urlsafe(48) + "==" if with_token else None
     return Credentials("SANDBOX" + secrets.token_hex(6).upper(), secrets.token_urlsafe(30), token)
+
+
+_NOBODY: Final = Credentials("nobody", "nothing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +55,12 @@ class Options:
     min_part_bytes: int = 5 * MIB
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        keys = self.credentials
+        return {
+            **asdict(replace(self, credentials=_NOBODY)),
+            "credentials": (keys.access_key, keys.secret_key, keys.token),
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Options:
-        return cls(**{**values, "credentials": Credentials(**values["credentials"])})
+        return cls(**{**values, "credentials": Credentials(*values["credentials"])})

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from engine.sandbox._connection import Exchange
 from engine.sandbox._digests import CHECKSUM_PREFIX, CHECKSUM_SIZES, BufferPool, Digests, pump
 from engine.sandbox._errors import S3Error
+from engine.sandbox._exchange import Exchange
 from engine.sandbox._objects import ObjectFolder
 from engine.sandbox._options import ETAG_MD5_MAX_BYTES, METADATA_MAX_BYTES, PUT_MAX_BYTES, Options
 from engine.sandbox._request import ChunkDecoder, Request
@@ -85,7 +85,9 @@ class Intake:
             path = str(file.name)
             try:
                 sink = _sink(file.fileno(), digests, decoder)
-                await pump(exchange.receive_into, _tampering(sink) if exchange.tamper else sink, size, self._pool)
+                await pump(
+                    exchange.receive_into, _tampering(sink) if exchange.quirks.tamper else sink, size, self._pool
+                )
                 if os.fstat(file.fileno()).st_size != size or (decoder and not decoder.done):
                     raise S3Error(400, "IncompleteBody", "The request body terminated unexpectedly")
                 if decoder and trailer:
@@ -94,7 +96,7 @@ class Intake:
             except BaseException:
                 discard_file(path)
                 raise
-        shown = () if exchange.hide_checksums else ("crc64nvme", *given)
+        shown = () if exchange.quirks.hide_checksums else ("crc64nvme", *given)
         checksums = {name: value for name in shown if (value := digests.base64(name)) is not None}
         return Received(path, size, _etag(digests, size), digests.hex("md5"), digests.hex("sha256"), checksums)
 

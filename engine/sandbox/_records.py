@@ -28,7 +28,7 @@ class Record:
     signature: str = ""  # "ok", "anonymous", S3's error code, or "" when it was not looked at
     signed_region: str = ""  # of the credential scope
     request_id: str = ""
-    interims: list[tuple[int, float]] | None = None  # 1xx that were sent: status and time
+    interims: list[tuple[int, float]] = field(default_factory=list)  # 1xx that were sent: status and time
     continue_at: float | None = None  # the 100 was sent
     answered_at: float | None = None  # the final head was sent
     status: int | None = None
@@ -59,7 +59,7 @@ class Record:
                 **values,
                 "head": values["head"].encode("latin-1"),
                 "headers": [(name, value) for name, value in values["headers"]],
-                "interims": [(status, at) for status, at in values["interims"] or ()],
+                "interims": [(status, at) for status, at in values["interims"]],
             }
         )
 
@@ -80,7 +80,7 @@ class Recorder:
 
     def snapshot(self) -> list[Record]:
         with self._lock:
-            return [replace(r, headers=list(r.headers), interims=list(r.interims or ())) for r in self._records]
+            return [replace(r, headers=list(r.headers), interims=list(r.interims)) for r in self._records]
 
     def settled(self) -> bool:
         with self._lock:

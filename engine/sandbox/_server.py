@@ -9,13 +9,15 @@ import socket
 import time
 from collections.abc import Callable
 
-from engine.sandbox._connection import Connection, Exchange, Handler, Wire
+from engine.sandbox._connection import Connection, Handler
 from engine.sandbox._errors import S3Error
+from engine.sandbox._exchange import Exchange
 from engine.sandbox._options import Options
 from engine.sandbox._records import Record, Recorder
+from engine.sandbox._redirector import Redirector
 from engine.sandbox._request import Request
-from engine.sandbox._scenarios import Redirector
 from engine.sandbox._store import Store
+from engine.sandbox._wire import Disconnected, Wire
 
 _log = logging.getLogger("engine.sandbox")
 
@@ -26,10 +28,17 @@ class Server:
     def __init__(self, options: Options, recorder: Recorder) -> None:
         self._options = options
         self._recorder = recorder
-        self._sockets = {
-            "redirector": _listen(options.host, options.redirector_port),
-            "store": _listen(options.store_host, options.store_port),
+        addresses = {
+            "redirector": (options.host, options.redirector_port),
+            "store": (options.store_host, options.store_port),
         }
+        self._sockets: dict[str, socket.socket] = {}
+        try:
+            for endpoint, (host, port) in addresses.items():
+                self._sockets[endpoint] = _listen(host, port)
+        except OSError:
+            self.close()
+            raise
         self.redirector_url = _url(self._sockets["redirector"])
         self.store_url = _url(self._sockets["store"])
         self.store = Store(options)
@@ -74,7 +83,7 @@ class Server:
         async def handle(exchange: Exchange) -> None:
             try:
                 await handler(exchange)
-            except (S3Error, OSError, TimeoutError):
+            except (S3Error, Disconnected, TimeoutError):
                 raise
             except Exception:
                 _log.exception("sandbox: %s %s failed", exchange.request.method, exchange.request.target)

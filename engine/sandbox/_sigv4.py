@@ -1,6 +1,6 @@
 """Does the signature fit? AWS Signature Version 4, from the checking side.
 
-Straightforward code after AWS, "Authenticating Requests (AWS Signature Version 4)", sharing nothing with engine.signing. Pure:
+Straightforward code after AWS, "Authenticating Requests (AWS Signature Version 4)", sharing no code with engine.signing. Pure:
 the time is an argument. The canonical path is decoded and encoded again, as S3 does it, so a client which signs a path that it
 did not encode by S3's rules is refused here too.
 """
@@ -16,8 +16,9 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from engine.sandbox._errors import SignatureRefused
-from engine.sandbox._options import SKEW_MAX_S, Credentials
+from engine.sandbox._options import SKEW_MAX_S
 from engine.sandbox._request import Request
+from engine.signing import Credentials  # a value; none of its signing
 
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
 UNSIGNED: Final = "UNSIGNED-PAYLOAD"

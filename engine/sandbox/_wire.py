@@ -1,0 +1,107 @@
+"""A connected socket, under closer control than a transport gives.
+
+The sandbox decides what is read and when, counts what the kernel holds unread, writes two answers in one segment or some
+microseconds apart, and resets. Nothing is read that was not asked for, so `unread_bytes` at any moment says what a client has
+sent too early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import socket
+import struct
+import termios
+from collections.abc import Callable, Iterator
+from typing import Final
+
+_SEND_TIMEOUT_S: Final = 60.0
+_TCP_ESTABLISHED: Final = 1  # include/net/tcp_states.h; the first byte of struct tcp_info
+
+
+class Disconnected(Exception):
+    """The client is gone: "peer-closed" or "peer-reset"."""
+
+
+class Wire:
+    """A connected non-blocking socket on a loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        self._loop = loop
+        self._sock = sock
+        # The two writes of a `gap` scenario must be two segments.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def receive_into(self, view: memoryview, timeout_s: float) -> int:
+        """At least one byte; 0 at the end of the stream. Raises Disconnected, TimeoutError."""
+        while True:
+            with contextlib.suppress(BlockingIOError), _as_disconnected():
+                return self._sock.recv_into(view)
+            await self.wait_readable(timeout_s)
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Raises Disconnected, TimeoutError."""
+        view = memoryview(data)
+        while view:
+            with contextlib.suppress(BlockingIOError), _as_disconnected():
+                view = view[self._sock.send(view) :]
+                continue
+            await self._wait(self._loop.add_writer, self._loop.remove_writer, _SEND_TIMEOUT_S)
+
+    async def _wait(self, add: Callable[..., None], remove: Callable[[socket.socket], bool], timeout_s: float) -> None:
+        ready: asyncio.Future[None] = self._loop.create_future()
+        timer = self._loop.call_later(timeout_s, _fail, ready, TimeoutError("the peer is silent"))
+        add(self._sock, _succeed, ready)
+        try:
+            await ready
+        finally:
+            remove(self._sock)
+            timer.cancel()
+
+    async def wait_readable(self, timeout_s: float) -> None:
+        """Until there is something to receive, the end of the stream included. Raises TimeoutError."""
+        await self._wait(self._loop.add_reader, self._loop.remove_reader, timeout_s)
+
+    def unread_bytes(self) -> int:
+        """What the kernel received and nobody has read."""
+        answer = fcntl.ioctl(self._sock, termios.FIONREAD, b"\0\0\0\0")
+        return int(struct.unpack("i", answer)[0])
+
+    def peer_left(self) -> bool:
+        """The client has closed, ended its sending side, or reset; what it sent before may be unread still."""
+        state = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return state[0] != _TCP_ESTABLISHED
+
+    def end_sending(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        # Linger 0 turns close into RST and drops what is unsent: what was sent just now sits in the peer's queue already.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._sock.close()
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+@contextlib.contextmanager
+def _as_disconnected() -> Iterator[None]:
+    """Errors of the socket apart from those of the disk, which are OSErrors too."""
+    try:
+        yield
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise Disconnected("peer-reset") from error
+
+
+def _fail(future: asyncio.Future[None], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _succeed(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
