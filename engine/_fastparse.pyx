@@ -252,7 +252,7 @@ cdef Response make_response(const uint8_t *p, const Head *found):
 
 
 @cython.final
-cdef class BodyPiece:
+cdef class _BodyPiece:
     """Lends bytes of the feed to a body callback and knows whether they were given back."""
 
     cdef const uint8_t *p
@@ -490,8 +490,8 @@ cdef class ResponseParser:
         return 0
 
     cdef int finish_head(self) except -1:
-        cdef Response response
-        if frame_head(self.section, &self.head, self.request, &self.framing) == SCAN_BAD:
+        cdef Framing framing
+        if frame_head(self.section, &self.head, self.request, &framing) == SCAN_BAD:
             self.fail(self.head.fault, self.section_at + self.head.fault_at,
                       self.section, self.section + self.head.length, self.head.fault_at)
         if self.head.status < 200:
@@ -504,6 +504,7 @@ cdef class ResponseParser:
             self.events |= EVENT_INTERIM
             return 0
         self.response = make_response(self.section, &self.head)
+        self.framing = framing
         self.events |= EVENT_HEAD
         if self.framing.body == BODY_NONE:
             self.finish()
@@ -606,7 +607,7 @@ cdef class ResponseParser:
 
 
 cdef int lend(ResponseParser parser, const uint8_t *p, size_t n) except -1:
-    cdef BodyPiece piece = BodyPiece.__new__(BodyPiece)
+    cdef _BodyPiece piece = _BodyPiece.__new__(_BodyPiece)
     piece.p = p
     piece.n = n
     view = memoryview(piece)

@@ -261,15 +261,249 @@ static inline Scanned scan_trailers(const uint8_t *p, size_t n, unsigned max_fie
     return scan_fields(p, n, 0, max_fields, h);
 }
 
+/* The answer that comes most often, and which the go-ahead waits for. */
+static inline bool scan_bare_continue(const uint8_t *p, size_t n, Head *h) {
+    static const char bare[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    if (n < sizeof bare - 1 || memcmp(p, bare, sizeof bare - 1))
+        return false;
+    h->length = sizeof bare - 1;
+    h->fields = h->specials = 0;
+    h->minor = 1;
+    h->status = 100;
+    h->reason_start = 13;
+    h->reason_end = 21;
+    return true;
+}
+
+/* --- instruction sets --------------------------------------------------------------------------------------------------
+ *
+ * Each gives a `classify`: 64 bytes in, two bitmaps out: which are control characters, which are no tchars. A byte's class is
+ * low[byte & 15] & high[byte >> 4]: bits 0-4 say tchar (its rows '0', '@', 'P', 'p' and '!'; row '`' is the union of the first
+ * two), bits 5-7 control character (all of row 0 and 1 but HTAB; 0x19; DEL), none anything else. The first index may keep its
+ * high nibble, since pshufb gives 0 for bytes from 0x80 on, which have no class. The rest of this file, the scanner itself,
+ * includes itself once for each.
+ */
+static const uint8_t scan_low[16] __attribute__((unused)) =
+    {45, 63, 47, 63, 63, 63, 63, 63, 47, 79, 62, 50, 42, 50, 62, 166};
+static const uint8_t scan_high[16] __attribute__((unused)) = {32, 96, 16, 1, 2, 4, 3, 136};
+
+#define SCAN_INLINE static inline __attribute__((always_inline))
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define SCAN_NAME(name) name##_ssse3
+#define SCAN_TARGET __attribute__((target("ssse3")))
+SCAN_TARGET SCAN_INLINE void classify_ssse3(const uint8_t *p, uint64_t *ctl, uint64_t *other) {
+    const __m128i low = _mm_loadu_si128((const __m128i *)scan_low), high = _mm_loadu_si128((const __m128i *)scan_high);
+    uint64_t c = 0, o = 0;
+    for (int i = 0; i < 64; i += 16) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)(p + i));
+        __m128i nibbles = _mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15));
+        __m128i class = _mm_and_si128(_mm_shuffle_epi8(low, bytes), _mm_shuffle_epi8(high, nibbles));
+        /* 0x20 and above reaches the sign bit, tchars do not */
+        c |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_adds_epu8(class, _mm_set1_epi8(0x60))) << i;
+        o |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(class, _mm_setzero_si128())) << i;
+    }
+    *ctl = c;
+    *other = c | o;
+}
+#include "_scan.h"
+
+#define SCAN_NAME(name) name##_avx2
+#define SCAN_TARGET __attribute__((target("avx2,bmi,bmi2")))
+SCAN_TARGET SCAN_INLINE void classify_avx2(const uint8_t *p, uint64_t *ctl, uint64_t *other) {
+    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)scan_low));
+    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)scan_high));
+    uint64_t c = 0, o = 0;
+    for (int i = 0; i < 64; i += 32) {
+        __m256i bytes = _mm256_loadu_si256((const __m256i *)(p + i));
+        __m256i nibbles = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), _mm256_set1_epi8(15));
+        __m256i class = _mm256_and_si256(_mm256_shuffle_epi8(low, bytes), _mm256_shuffle_epi8(high, nibbles));
+        c |= (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_adds_epu8(class, _mm256_set1_epi8(0x60))) << i;
+        o |= (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(class, _mm256_setzero_si256())) << i;
+    }
+    *ctl = c;
+    *other = c | o;
+}
+#include "_scan.h"
+
+#define SCAN_NAME(name) name##_avx512
+#define SCAN_TARGET __attribute__((target("avx512bw,avx512vl,avx2,bmi,bmi2")))
+SCAN_TARGET SCAN_INLINE void classify_avx512(const uint8_t *p, uint64_t *ctl, uint64_t *other) {
+    const __m512i low = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)scan_low));
+    const __m512i high = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)scan_high));
+    __m512i bytes = _mm512_loadu_si512(p);
+    __m512i nibbles = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(15));
+    __m512i class = _mm512_and_si512(_mm512_shuffle_epi8(low, bytes), _mm512_shuffle_epi8(high, nibbles));
+    *ctl = _mm512_test_epi8_mask(class, _mm512_set1_epi8((char)0xe0));
+    *other = _mm512_testn_epi8_mask(class, _mm512_set1_epi8(0x1f));
+}
+#include "_scan.h"
+
+#elif defined(__aarch64__) && defined(__ARM_NEON) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#include <arm_neon.h>
+
+/* movemask of four vectors of 0x00 and 0xff */
+SCAN_INLINE uint64_t neon_mask(uint8x16_t a, uint8x16_t b, uint8x16_t c, uint8x16_t d) {
+    const uint8x16_t bits = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    uint8x16_t ab = vpaddq_u8(vandq_u8(a, bits), vandq_u8(b, bits));
+    uint8x16_t cd = vpaddq_u8(vandq_u8(c, bits), vandq_u8(d, bits));
+    uint8x16_t all = vpaddq_u8(ab, cd);
+    return vgetq_lane_u64(vreinterpretq_u64_u8(vpaddq_u8(all, all)), 0);
+}
+
+#define SCAN_NAME(name) name##_neon
+#define SCAN_TARGET
+SCAN_INLINE void classify_neon(const uint8_t *p, uint64_t *ctl, uint64_t *other) {
+    const uint8x16_t low = vld1q_u8(scan_low), high = vld1q_u8(scan_high);
+    uint8x16_t c[4], o[4];
+    for (int i = 0; i < 4; i++) {
+        uint8x16_t bytes = vld1q_u8(p + 16 * i);
+        uint8x16_t class = vandq_u8(vqtbl1q_u8(low, vandq_u8(bytes, vdupq_n_u8(15))), vqtbl1q_u8(high, vshrq_n_u8(bytes, 4)));
+        c[i] = vcgtq_u8(class, vdupq_n_u8(31));
+        o[i] = vorrq_u8(c[i], vceqzq_u8(class));
+    }
+    *ctl = neon_mask(c[0], c[1], c[2], c[3]);
+    *other = neon_mask(o[0], o[1], o[2], o[3]);
+}
+#include "_scan.h"
+#endif
+
 typedef Scanned (*ScanHead)(const uint8_t *p, size_t n, unsigned max_fields, Head *h);
 static ScanHead scan_head __attribute__((unused)) = scan_head_plain;
 
 /* Takes the named instruction set, or the best one for "". Returns its name, NULL when there is none such here. */
 static inline const char *scan_choose(const char *wanted) {
-    if (*wanted && strcmp(wanted, "baseline"))
+    const char *name = "baseline";
+    ScanHead chosen = scan_head_plain;
+#define SCAN_OFFER(offered, scan, present)                                                                                     \
+    if ((*wanted == 0 || strcmp(wanted, offered) == 0) && (present)) {                                                         \
+        name = offered;                                                                                                        \
+        chosen = scan;                                                                                                         \
+    }
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    bool bmi = __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    SCAN_OFFER("ssse3", scan_head_ssse3, __builtin_cpu_supports("ssse3"))
+    SCAN_OFFER("avx2", scan_head_avx2, bmi && __builtin_cpu_supports("avx2"))
+    SCAN_OFFER("avx512", scan_head_avx512, bmi && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+#elif defined(__aarch64__) && defined(__ARM_NEON) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    SCAN_OFFER("neon", scan_head_neon, true)
+#endif
+#undef SCAN_OFFER
+    if (*wanted && strcmp(wanted, name))
         return NULL;
-    scan_head = scan_head_plain;
-    return "baseline";
+    scan_head = chosen;
+    return name;
 }
 
+#elif defined(SCAN_NAME) /* --- the scanner, once for each instruction set ---------------------------------------------- */
+
+/* Judges well-formed lines only. Whatever it does not know at once (a name over 64 bytes, HTTP/1.0, anything malformed) goes
+ * to scan_head_plain, which starts again: so there is one place that names faults, and all instruction sets agree. */
+
+#define SCAN_WORDS (SCAN_HEAD_MAX / 64 + 8)
+#define SCAN_AHEAD 5 /* words classified at once; a body behind the head is not looked at beyond them */
+
+typedef struct {
+    const uint8_t *p;
+    size_t n, filled; /* words */
+    uint64_t ctl[SCAN_WORDS], other[SCAN_WORDS]; /* bit i of word w is byte 64 w + i; all ones from byte n on */
+} SCAN_NAME(Bitmaps);
+
+/* Classify so that a window may be taken at `at` <= n. */
+SCAN_TARGET SCAN_INLINE void SCAN_NAME(fill)(SCAN_NAME(Bitmaps) *b, size_t at) {
+    if (b->filled >= (at >> 6) + 2)
+        return;
+    for (size_t w = b->filled, end = (at >> 6) + SCAN_AHEAD; w < end; w++) {
+        size_t start = w << 6;
+        if (start + 64 <= b->n) {
+            SCAN_NAME(classify)(b->p + start, &b->ctl[w], &b->other[w]);
+            continue;
+        }
+        b->ctl[w] = b->other[w] = 0;
+        if (start >= b->n) {
+        } else if (b->n >= 64) { /* the last 64 bytes once more, shifted */
+            SCAN_NAME(classify)(b->p + b->n - 64, &b->ctl[w], &b->other[w]);
+            b->ctl[w] >>= start + 64 - b->n;
+            b->other[w] >>= start + 64 - b->n;
+        } else {
+            uint8_t padded[64] = {0};
+            memcpy(padded, b->p, b->n);
+            SCAN_NAME(classify)(padded, &b->ctl[w], &b->other[w]);
+        }
+        uint64_t behind = start >= b->n ? ~0ull : ~0ull << (b->n & 63);
+        b->ctl[w] |= behind;
+        b->other[w] |= behind;
+    }
+    b->filled = (at >> 6) + SCAN_AHEAD;
+}
+
+/* 64 bits from bit `at` on. */
+SCAN_TARGET SCAN_INLINE uint64_t SCAN_NAME(window)(const uint64_t *bits, size_t at) {
+    unsigned shift = at & 63;
+    return bits[at >> 6] >> shift | bits[(at >> 6) + 1] << 1 << (63 - shift);
+}
+
+/* The first control character from `at` on, n without one. */
+SCAN_TARGET SCAN_INLINE size_t SCAN_NAME(find_ctl)(SCAN_NAME(Bitmaps) *b, size_t at) {
+    for (;; at += 64) {
+        SCAN_NAME(fill)(b, at);
+        uint64_t window = SCAN_NAME(window)(b->ctl, at);
+        if (window)
+            return at + __builtin_ctzll(window);
+    }
+}
+
+SCAN_TARGET static Scanned SCAN_NAME(scan_head)(const uint8_t *p, size_t n, unsigned max_fields, Head *h) {
+    SCAN_NAME(Bitmaps) b;
+    if (scan_bare_continue(p, n, h))
+        return SCAN_DONE;
+    if (n < 16 || memcmp(p, "HTTP/1.1 ", 9) || p[9] == '0' || p[12] != ' ')
+        return scan_head_plain(p, n, max_fields, h);
+    unsigned hundreds = p[9] - '0', tens = p[10] - '0', ones = p[11] - '0';
+    b.p = p;
+    b.n = n;
+    b.filled = 0;
+    size_t end = SCAN_NAME(find_ctl)(&b, 13);
+    if (hundreds > 9 || tens > 9 || ones > 9 || end + 2 > n || memcmp(p + end, "\r\n", 2))
+        return scan_head_plain(p, n, max_fields, h);
+    h->minor = 1;
+    h->status = hundreds * 100 + tens * 10 + ones;
+    h->reason_start = 13;
+    h->reason_end = end;
+    h->fields = h->specials = 0;
+    for (size_t at = end + 2;; at = end + 2) {
+        SCAN_NAME(fill)(&b, at);
+        uint64_t ctl = SCAN_NAME(window)(b.ctl, at), other = SCAN_NAME(window)(b.other, at);
+        end = ctl ? at + __builtin_ctzll(ctl) : SCAN_NAME(find_ctl)(&b, at + 64);
+        size_t name_end = other ? at + __builtin_ctzll(other) : n;
+        if (end + 2 > n || memcmp(p + end, "\r\n", 2)) {
+            /* Incomplete, if all is well so far: inside a name, or behind one and inside a value or its line end. */
+            bool room = h->fields < max_fields || at == n;
+            bool named = (other && name_end == n) || (name_end > at && name_end < n && p[name_end] == ':');
+            bool cut = end == n || (end + 1 == n && p[end] == '\r');
+            return room && named && cut ? SCAN_MORE : scan_head_plain(p, n, max_fields, h);
+        }
+        if (end == at) {
+            h->length = end + 2;
+            return SCAN_DONE;
+        }
+        if (name_end == at || name_end == n || p[name_end] != ':' || h->fields == max_fields)
+            return scan_head_plain(p, n, max_fields, h);
+        size_t value = name_end + 1, value_end = end;
+        value += p[value] == ' ';
+        while (is_ows(p[value])) /* stops at the CR at the latest */
+            value++;
+        while (value_end > value && is_ows(p[value_end - 1]))
+            value_end--;
+        head_add(h, p, at, name_end, value, value_end);
+    }
+}
+
+#undef SCAN_NAME
+#undef SCAN_TARGET
+#undef SCAN_WORDS
+#undef SCAN_AHEAD
 #endif
