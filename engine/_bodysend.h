@@ -20,6 +20,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -80,6 +82,7 @@ typedef struct bs_job {
     bs_stop stop;
     int error;
     bool source_failed;   /* whose errno it is */
+    bool corked;
     int64_t deadline_ms;  /* of the stall; 0: not waiting for the socket since the last byte */
     nfds_t source_slot;   /* in the worker's poll set; 0: not in it */
     char *copy;           /* BS_READ_SEND: BS_STEP bytes, of which [copied, filled) await the socket */
@@ -130,7 +133,15 @@ static inline void bs_clear(int event_fd) {
 
 static inline int64_t bs_sent(bs_job *job) { return atomic_load_explicit(&job->sent, memory_order_relaxed); }
 
+/* Each sendfile ends with a push, and 256 KiB are no multiple of the segment size: on loopback the small segment that
+ * leaves with each step costs 10 % of the throughput (Linux 6.18). Nobody waits for it: more follows at once. */
+static inline void bs_cork(bs_job *job, int on) {
+    setsockopt(job->sock_fd, IPPROTO_TCP, TCP_CORK, &on, sizeof on); /* not TCP: nothing to cork */
+    job->corked = on;
+}
+
 static inline bool bs_end(bs_job *job, bs_stop stop, int error) {
+    if (job->corked) bs_cork(job, 0);
     free(job->copy);
     job->copy = NULL;
     job->stop = stop;
@@ -237,6 +248,7 @@ static inline bool bs_failed(bs_job *job, int error) {
 /* Sends at most BS_STEP bytes; true when the job has ended. */
 static inline bool bs_step(bs_job *job) {
     size_t want = job->left < BS_STEP ? (size_t)job->left : BS_STEP;
+    if (job->path == BS_SENDFILE && !job->corked && job->left > BS_STEP) bs_cork(job, 1);
     ssize_t n = bs_move(job, want);
     job->state = BS_RUNNABLE;
     if (n < 0) return bs_failed(job, errno);
