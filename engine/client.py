@@ -12,6 +12,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import CancelledError
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union
 
@@ -389,7 +390,7 @@ def _caller_fields(options: CallOptions) -> list[Field]:
 
 
 def _object_fields(options: CallOptions) -> list[Field]:
-    return s3.object_fields(**{name: options[name] for name in _OBJECT_OPTIONS if options.get(name) is not None})  # type: ignore[literal-required, misc]
+    return s3.object_fields(**{name: options[name] for name in _OBJECT_OPTIONS if options.get(name) is not None})  # type: ignore[literal-required]
 
 
 # --- hashes ----------------------------------------------------------------------------------------------------------
@@ -415,7 +416,7 @@ async def _hash_first(
         fields.append((checksums.header_name(named), checksum.value))
     if signs_payload:
         value = checksum.value if checksum is not None and named == "sha256" else await _hash_body(body, "sha256")
-        payload_hash = checksums.hex_of(value)
+        payload_hash = checksums.from_text("sha256", value).hex()
     return checksum, payload_hash, fields
 
 
@@ -436,7 +437,12 @@ def _hash_now(body: Body, algorithm: str, stopped: Callable[[], bool]) -> str:
     if isinstance(body, FileBody):
         return checksums.checksum_file(algorithm, body.fd, body.offset, body.size, stopped)
     assert isinstance(body, MemoryBody)
-    return checksums.checksum_memory(algorithm, body.view, stopped)
+    running = checksums.new(algorithm)
+    for start in range(0, body.size, limits.HASH_PIECE_BYTES):
+        if stopped():
+            raise CancelledError
+        running.update(body.view[start : start + limits.HASH_PIECE_BYTES])
+    return running.digest_base64()
 
 
 class _Digest:
@@ -444,8 +450,6 @@ class _Digest:
 
     A pipe's bytes go from kernel to kernel and are never seen: no checksum.
     """
-
-    ALGORITHM = "crc64nvme"
 
     def __init__(self, body: Body) -> None:
         self._body = body
@@ -455,7 +459,7 @@ class _Digest:
         if isinstance(body, PipeBody) and body.size is not None:
             return
         if not body.replayable:
-            self._running = checksums.new(self.ALGORITHM)
+            self._running = checksums.new(checksums.AUTO)
             body.tap = self._running.update
 
     def start(self) -> None:
@@ -463,16 +467,16 @@ class _Digest:
         body = self._body
         if body.replayable and (body.size or 0) > limits.INLINE_BODY_MAX_BYTES:
             self._hashing = asyncio.get_running_loop().run_in_executor(
-                None, _hash_now, body, self.ALGORITHM, self._stopped.is_set
+                None, _hash_now, body, checksums.AUTO, self._stopped.is_set
             )
 
     async def result(self) -> Checksum | None:
         if self._hashing is not None:
-            return Checksum(self.ALGORITHM, await asyncio.shield(self._hashing))
+            return Checksum(checksums.AUTO, await asyncio.shield(self._hashing))
         if self._running is not None:
-            return Checksum(self.ALGORITHM, self._running.digest_base64())
+            return Checksum(checksums.AUTO, self._running.digest_base64())
         if self._body.replayable:
-            return Checksum(self.ALGORITHM, _hash_now(self._body, self.ALGORITHM, self._stopped.is_set))
+            return Checksum(checksums.AUTO, _hash_now(self._body, checksums.AUTO, self._stopped.is_set))
         return None
 
     async def stop(self) -> None:

@@ -42,6 +42,7 @@ INLINE_BODY_MAX_BYTES: Final = 1 * MIB  # sent on the loop: 97 µs for 256 KiB, 
 HELD_BACK_BYTES: Final = 64 * KIB  # of a large file: sent last, once the file is known to be unchanged
 COALESCE_MAX_BYTES: Final = 64 * KIB  # head and body leave in one segment when nothing is awaited
 READ_CHUNK_BYTES: Final = 256 * KIB  # pread of a file that knows no sendfile
+HASH_PIECE_BYTES: Final = 1 * MIB  # of memory hashed between two looks at whether it is still wanted
 FILE_OBJECT_CHUNK_BYTES: Final = 1 * MIB  # read() of a file object without a descriptor
 
 # --- redirects and retries ------------------------------------------------------------------------------------------

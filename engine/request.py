@@ -1,8 +1,8 @@
 """One intent carried out: hops, redirects, attempts, and the account of every body byte.
 
 Each hop's request is built anew from the intent (`redirect.Intent`): new Host, fresh date, new signature; nothing is copied
-from the head that went before. What is decided here is only the order of questions; the answers come from `exchange` (may the body
-leave?), `redirect` (where to?) and `retry` (again?).
+from the head that went before. What is decided here is only the order of questions; the answers come from `exchange` (may the
+body leave?), `redirect` (where to?) and `retry` (again?).
 """
 
 from __future__ import annotations

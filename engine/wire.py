@@ -7,6 +7,7 @@ a URL from a `Location` field is input from a stranger, and what two parsers rea
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
@@ -308,6 +309,12 @@ def caller_fields(headers: Mapping[str, str] | Iterable[Field] | None, *, signed
     return list(found.values())
 
 
+@functools.lru_cache(maxsize=512)
+def _canonical_case(name: str) -> str:
+    # Names are case-insensitive (RFC 9110 section 5.1), but XRootD 5.5 knows "Expect" and not "expect".
+    return name.title()
+
+
 def request_head(method: str, target: str, fields: Iterable[Field]) -> bytes:
     """The request line and fields (RFC 9112 sections 3 and 5), in the order given, with the empty line.
 
@@ -321,7 +328,7 @@ def request_head(method: str, target: str, fields: Iterable[Field]) -> bytes:
     framing = set()
     for name, value in fields:
         check_field(name, value)
-        lines.append(f"{name}: {value.strip()}")
+        lines.append(f"{_canonical_case(name)}: {value.strip()}")
         kind = _FRAMING.get(name.lower())
         if kind:
             if kind in framing:

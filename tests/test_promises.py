@@ -406,8 +406,8 @@ def test_a_refusal_in_mid_body_stops_the_body_within_1_mib_after_the_answer_arri
                 received += len(piece)
         behind.append(received - arrived)
 
+    once = engine.Retry(max_attempts=1)
     with raw_server(refuse) as url, pytest.raises(engine.ResponseError) as caught:
-        once = engine.Retry(max_attempts=1)
         run(engine.put_async(bytes(256 * MIB), f"{url}/key", expect="never", checksum=None, retry=once))
     assert caught.value.status == status
     assert behind[0] <= MIB

@@ -872,7 +872,7 @@ def test_a_policy_is_a_value() -> None:
 
 
 def test_bits_beside_a_prefix_are_named() -> None:
-    with pytest.raises(UsageError, match="write '10.0.0.0/8'"):
+    with pytest.raises(UsageError, match=r"write '10\.0\.0\.0/8'"):
         RedirectPolicy(hosts=("10.1.2.3/8",))
 
 

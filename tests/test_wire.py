@@ -384,7 +384,7 @@ def test_a_strangers_words_are_printable_and_short(text: str, limit: int) -> Non
 
 def test_a_head_is_its_lines_and_an_empty_one() -> None:
     head = request_head("PUT", "/a?b", [("host", "h"), ("Content-Length", "3"), ("x-empty", ""), ("x-pad", " v\t")])
-    assert head == b"PUT /a?b HTTP/1.1\r\nhost: h\r\nContent-Length: 3\r\nx-empty: \r\nx-pad: v\r\n\r\n"
+    assert head == b"PUT /a?b HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nX-Empty: \r\nX-Pad: v\r\n\r\n"
 
 
 @pytest.mark.parametrize(
