@@ -14,6 +14,7 @@ import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
+
 from engine.signing import Credentials, quote_key, sign
 from engine.wire import Url
 

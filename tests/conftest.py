@@ -8,9 +8,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import engine
 import pytest
 import uvloop
+
+import engine
 from engine import sandbox as sandboxes
 
 T = TypeVar("T")

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine._fastparse import Event, ParseError, ResponseParser
-
 from reference_parser import BODY_MAX, Outcome, parse_exchange
+
+from engine._fastparse import Event, ParseError, ResponseParser
 
 FOLDER = Path(__file__).parent / "vectors"
 _VECTOR = re.compile(

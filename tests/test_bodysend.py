@@ -27,9 +27,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-import engine._bodysend as bodysend
 import pytest
 import uvloop
+
+import engine._bodysend as bodysend
 from engine._bodysend import BodySender, Job, Outcome, Stop, send_file_inline, send_memory_inline
 
 MIB = 1 << 20

@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 from awscrt import checksums as awscrt
 from botocore.httpchecksum import _CHECKSUM_CLS, AwsChunkedWrapper
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from engine import checksums
 from engine.checksums import ALGORITHMS, aws_chunked, checksum_file, combine, composite, header_name, new
 from engine.errors import SourceChanged, UsageError
 from engine.signing import STREAMING_UNSIGNED_PAYLOAD_TRAILER
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 CRCS = ("crc64nvme", "crc32c", "crc32")
 # "check" of the Catalogue of parametrised CRC algorithms (CRC-64/NVME, CRC-32/ISCSI, CRC-32/ISO-HDLC) for "123456789".

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 
 import pytest
 import uvloop
+
 from engine import credentials as module
 from engine import limits
 from engine.credentials import ANONYMOUS, explain, from_environment, resolve

@@ -6,6 +6,9 @@ import itertools
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from engine import limits
 from engine.exchange import (
     TRANSITIONS,
@@ -19,8 +22,6 @@ from engine.exchange import (
     State,
     plan_body,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 S, I, A = State, Input, Action  # noqa: E741
 SIZE = 1000

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engine import _fastparse
-from engine._fastparse import Event, ParseError, Response, ResponseParser
-
 import reference_parser
 from parser_vectors import Vector, ask_fast, ask_reference, load_vectors, split
+
+from engine import _fastparse
+from engine._fastparse import Event, ParseError, Response, ResponseParser
 
 ROOT = Path(__file__).parent.parent
 VECTORS = list(load_vectors())

@@ -24,8 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import engine
 import pytest
+
+import engine
 from engine import events, limits
 from tests.conftest import Server
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from engine.errors import RedirectRefused, TooManyRedirects, UsageError
 from engine.redirect import (
     Answer,
@@ -27,8 +30,6 @@ from engine.redirect import (
 )
 from engine.s3 import Endpoint, ErrorDocument, address, parse_error
 from engine.wire import Field, Url, parse_url
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 POLICY = RedirectPolicy()
 

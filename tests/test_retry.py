@@ -7,6 +7,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from engine import limits
 from engine.errors import UsageError
 from engine.retry import (
@@ -22,8 +25,6 @@ from engine.retry import (
     is_clock_refusal,
     retry_after,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 RETRY = Retry()
 NOW = datetime(2026, 7, 28, 12, 0, 0, tzinfo=timezone.utc)
@@ -88,6 +89,7 @@ def test_answers_that_say_not_now_are_tried_again(status: int, code: str, tried:
 
 def test_botocores_retry_table_is_ours() -> None:
     from botocore.retries.standard import ThrottledRetryableChecker, TransientRetryableChecker
+
     from engine.s3 import is_throttled, is_transient
 
     for status in TransientRetryableChecker._TRANSIENT_STATUS_CODES:

@@ -15,6 +15,9 @@ import botocore
 import pytest
 from botocore.endpoint_provider import EndpointProvider
 from botocore.exceptions import EndpointProviderError
+from hypothesis import given
+from hypothesis import strategies as st
+
 from engine import limits
 from engine.errors import AccessDenied, NotFound, PreconditionFailed, ResponseError, SlowDown, UsageError
 from engine.s3 import (
@@ -41,8 +44,6 @@ from engine.s3 import (
     xml_leaves,
 )
 from engine.wire import Url, parse_url
-from hypothesis import given
-from hypothesis import strategies as st
 
 # --- destinations -------------------------------------------------------------------------------------------------
 

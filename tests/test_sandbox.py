@@ -36,6 +36,9 @@ import botocore.credentials
 import botocore.exceptions
 import pytest
 from boto3.s3.transfer import TransferConfig
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from engine import sandbox as sandbox_package
 from engine.errors import UsageError
 from engine.sandbox import OTHER_REGION, Record, Sandbox, scenario_table, start
@@ -45,8 +48,6 @@ from engine.sandbox._request import ChunkDecoder, parse_head
 from engine.sandbox._scenarios import MODIFIERS, VERBS, parse_scenario
 from engine.sandbox._sigv4 import verify
 from engine.signing import Credentials
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 KIB, MIB = 1024, 1024 * 1024
 UNSIGNED = "UNSIGNED-PAYLOAD"

@@ -14,12 +14,13 @@ from botocore.auth import SIGNED_HEADERS_BLACKLIST, S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
 from botocore.utils import percent_encode
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
 from engine import signing
 from engine.errors import CredentialsError, UsageError
 from engine.signing import UNSIGNED_PAYLOAD, Credentials, quote_key, sign, signature_for
 from engine.wire import Url, parse_url, request_head
-from hypothesis import assume, example, given, settings
-from hypothesis import strategies as st
 
 # Published by AWS for its worked examples; opens nothing.
 DOC_CREDENTIALS = Credentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")

@@ -6,6 +6,9 @@ import ipaddress
 import string
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from engine.errors import UsageError
 from engine.wire import (
     REDACTED,
@@ -22,8 +25,6 @@ from engine.wire import (
     request_head,
     resolve_reference,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 BASE = parse_url("http://store.example:8080/bucket/dir/key?uploads")
 
