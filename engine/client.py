@@ -483,8 +483,10 @@ class _Digest:
         """Until the thread has let go of the source."""
         self._stopped.set()
         if self._hashing is not None and not self._hashing.done():
-            with contextlib.suppress(Exception, asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([self._hashing])
+        if self._hashing is not None and self._hashing.done() and not self._hashing.cancelled():
+            self._hashing.exception()  # looked at: whatever ended the put is what the caller hears of
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

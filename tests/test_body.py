@@ -8,6 +8,7 @@ import gzip
 import io
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -86,7 +87,7 @@ DATA = bytes(range(256)) * 10
 
 
 def test_a_path_is_sent_from_offset_for_size(path: Path) -> None:
-    assert sent(path) == sent(str(path)) == sent(os.fsencode(path)) == DATA
+    assert sent(path) == sent(str(path)) == DATA
     assert sent(path, offset=100) == DATA[100:]
     assert sent(path, offset=100, size=7) == DATA[100:107]
     assert sent(path, size=0) == b""
@@ -272,9 +273,20 @@ def test_files_that_cannot_be_sent_are_refused_in_their_own_words(tmp_path: Path
         open_body(text)
 
 
-def test_a_file_that_may_not_be_read_is_an_error_of_its_own(path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_file_that_may_not_be_read_is_an_error_of_its_own(open_folder: Path) -> None:
+    """Tried under another user id where the tests run as root, who reads everything."""
+    path = open_folder / "secret"
+    path.write_bytes(b"x")
     path.chmod(0)
-    path.parent.chmod(0o755)
     script = textwrap.dedent(
         f"""
         import os
@@ -289,9 +301,6 @@ def test_a_file_that_may_not_be_read_is_an_error_of_its_own(path: Path) -> None:
             print("refused")
         """
     )
-    for parent in path.parents:
-        if not parent.stat().st_mode & 0o001:
-            pytest.skip(f"{parent} is closed to other users")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "refused\n", done.stderr
 
@@ -369,7 +378,7 @@ def test_a_file_that_changes_while_it_is_sent_is_never_stored(
     async def main() -> None:
         async with client_of() as client:
             transfer = client.start_put(large, f"s3://store-slow-300ms/{change.__name__}")
-            while not server.sandbox.records or transfer.progress.phase != "asking":
+            while transfer.progress.phase != "asking":  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             change(large)
             await transfer
