@@ -75,7 +75,7 @@ class _Crc:
 
     def update(self, buffer: Buffer) -> None:
         self._value = self._function(buffer, self._value)
-        self.size += len(buffer) if isinstance(buffer, bytes) else memoryview(buffer).nbytes
+        self.size += memoryview(buffer).nbytes
 
     def digest(self) -> bytes:
         return self._value.to_bytes(_SIZES[self.algorithm], "big")
@@ -93,9 +93,7 @@ class _Sha256:
         self._hash = hashlib.sha256()
 
     def update(self, buffer: Buffer) -> None:
-        view = memoryview(buffer)
-        if view.ndim != 1:  # hashlib takes one dimension, and cast() no shape with a zero in it
-            view = view.cast("B") if view.nbytes else memoryview(b"")
+        view = memoryview(buffer)  # hashlib itself takes no ctypes array of several dimensions
         self._hash.update(view)
         self.size += view.nbytes
 

@@ -117,14 +117,13 @@ class _Orphaned(Exception):
 
 
 class _Flight:
-    """One refresh under way. `outcome` is thread-safe and cannot be cancelled by a waiter; it is the error, or None."""
+    """One refresh under way. `outcome` is the error, or None; it is for any thread and loop to wait for."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.on_loop = False  # whether `loop` must live for this to end
         self.task: asyncio.Task[Credentials] | None = None  # kept here: a loop holds its tasks weakly
         self.outcome: Future[Exception | None] = Future()
-        self.outcome.set_running_or_notify_cancel()
 
     def is_orphaned(self) -> bool:
         return self.on_loop and self.loop.is_closed()
@@ -295,14 +294,12 @@ class _Refreshing:
 async def _wait(flight: _Flight) -> None:
     """Until the flight has landed. Raises what it crashed with."""
     if not flight.outcome.done():
+        # Waited for by asyncio.wait, which leaves it alone when this caller is cancelled: others wait for the same outcome.
         waiter = asyncio.wrap_future(flight.outcome)
-        try:
-            while not waiter.done():
-                await asyncio.wait((waiter,), timeout=_ORPHAN_CHECK_S)
-                if not waiter.done() and flight.is_orphaned():
-                    raise _Orphaned
-        finally:
-            waiter.cancel()
+        while not waiter.done():
+            await asyncio.wait((waiter,), timeout=_ORPHAN_CHECK_S)
+            if not waiter.done() and flight.is_orphaned():
+                raise _Orphaned
     error = flight.outcome.result()
     if isinstance(error, CredentialsError):
         # One each: what is raised gets a traceback and the facts of one call.

@@ -332,6 +332,29 @@ def test_a_cancelled_caller_does_not_stop_the_refresh_for_others(run: Any) -> No
     assert calls == [1]
 
 
+def test_a_refresh_that_ends_after_its_caller_and_the_loop_are_gone_complains_to_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    release, done = threading.Event(), threading.Event()
+
+    def fetch() -> Credentials:
+        assert release.wait(10)
+        return issued(1)
+
+    provider = resolve(fetch)
+
+    async def leave() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(provider.get(), 0.01)
+        provider._flight.outcome.add_done_callback(lambda _: done.set())  # type: ignore[attr-defined]
+
+    asyncio.run(leave())
+    release.set()
+    assert done.wait(10)
+    assert asyncio.run(provider.get()) == issued(1)  # type: ignore[arg-type]
+    assert not caplog.records
+
+
 # --- refreshing -------------------------------------------------------------------------------------------------------
 
 
@@ -446,6 +469,19 @@ def test_credentials_shorter_lived_than_the_margin_are_not_fetched_for_every_req
     assert issuer.calls == 20  # every 30 of 600 s
 
 
+def test_who_comes_too_late_to_refresh_takes_what_is_there(run: Any) -> None:
+    clock = Clock()
+    issuer = Issuer(clock)
+
+    async def main() -> None:
+        provider = module._Called(issuer, clock)
+        first = await provider.get()
+        assert await provider._get_slowly() is first
+
+    run(main())
+    assert issuer.calls == 1
+
+
 def test_invalidated_credentials_are_fetched_anew_even_without_expiry(run: Any) -> None:
     clock = Clock()
     issuer = Issuer(clock, None)
@@ -531,6 +567,8 @@ def test_a_loop_that_goes_away_in_mid_refresh_leaves_the_others_not_hanging(
         if leaves == "cancels":
             tasks[0].cancel()
         loop.run_until_complete(asyncio.sleep(0.01))
+        if leaves == "cancels":
+            got = other.result(20)  # needs no close to notice
         loop.set_exception_handler(lambda loop, context: None)  # the abandoned task's farewell
         loop.close()
         got = other.result(20)
@@ -613,6 +651,17 @@ def test_a_profile_argument_goes_before_the_environment_and_aws_profile_behind_i
     monkeypatch.setenv("AWS_PROFILE", "work")
     assert run(resolve(None).get()).access_key == "env"
     assert run(resolve(None, profile="work").get()).access_key == "AKIAWORKWORKWORKWORK"
+
+
+def test_a_profile_called_expired_by_the_server_is_read_again(run: Any, tmp_path: Path) -> None:
+    write_profiles(tmp_path)
+    provider = resolve(None)
+    old = run(provider.get())
+    text = (tmp_path / "credentials").read_text()
+    (tmp_path / "credentials").write_text(text.replace(ACCESS_KEY, "AKIANEWNEWNEWNEWNEWN"))
+    assert run(provider.get()) is old
+    assert provider.invalidate(old)
+    assert run(provider.get()).access_key == "AKIANEWNEWNEWNEWNEWN"
 
 
 def test_an_unknown_profile_is_an_error_that_names_it(run: Any, tmp_path: Path) -> None:

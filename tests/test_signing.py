@@ -268,6 +268,15 @@ def test_making_a_path_canonical_twice_changes_nothing(path: str) -> None:
         assert signing.quote_from_bytes(signing.unquote_to_bytes(path), safe="/") == path
 
 
+def test_every_escape_is_made_canonical_with_and_without_the_shortcut() -> None:
+    for number in range(256):
+        for escape in (f"%{number:02X}", f"%{number:02x}"):
+            strictly = quote(bytes([number]), safe="/")
+            assert signing.canonical_path(f"/a{escape}b") == f"/a{strictly}b"
+            strictly = quote(bytes([number]), safe="")
+            assert signing.canonical_query(f"a{escape}=b{escape}") == f"a{strictly}=b{strictly}"
+
+
 @settings(deadline=None)
 @given(st.text("%0123456789ABCDEFabcdef~-/&=+", max_size=24))
 def test_making_a_query_canonical_twice_changes_nothing(query: str) -> None:
@@ -408,7 +417,7 @@ def test_malformed_credentials_are_refused_without_showing_them(arguments: tuple
     assert "Q" not in str(caught.value)
 
 
-def test_signing_keys_are_kept_per_day_region_and_secret_and_are_bounded() -> None:
+def test_signing_keys_are_kept_per_day_region_and_secret_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     credentials = Credentials("a", "s")
     url = parse_url("http://h/k")
     first = sign(credentials, "PUT", url, [], region="r0", now=NOW)
@@ -417,4 +426,7 @@ def test_signing_keys_are_kept_per_day_region_and_secret_and_are_bounded() -> No
             sign(credentials, "PUT", url, [], region=f"r{number}", now=NOW + timedelta(days=day))
             assert 1 <= len(credentials._signing_keys) <= signing._SIGNING_KEYS_MAX
     assert sign(credentials, "PUT", url, [], region="r0", now=NOW) == first
+    monkeypatch.setattr(signing, "_derive_signing_key", lambda *_: pytest.fail("derived again"))
+    assert sign(credentials, "PUT", url, [], region="r0", now=NOW) == first
+    monkeypatch.undo()
     assert sign(Credentials("a", "t"), "PUT", url, [], region="r0", now=NOW) != first
