@@ -7,20 +7,14 @@ off the server's own records, never off the client's result alone.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import hashlib
 import os
 import socket
-import struct
 import subprocess
 import sys
-import termios
 import textwrap
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +23,7 @@ import pytest
 import engine
 from engine import events, limits
 from tests.conftest import Server
+from tests.peers import LINGER_ZERO, raw_server, read_head
 
 MIB = limits.MIB
 Make = Callable[..., engine.Client]
@@ -322,98 +317,6 @@ def test_100_and_307_microseconds_apart_let_no_body_byte_go(
 # --- refused in mid-body -------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server for one connection; `answer` is called with it."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    failed: list[BaseException] = []
-
-    def serve() -> None:
-        connection, _peer = listener.accept()
-        with connection:
-            try:
-                answer(connection)
-            except BaseException as error:
-                failed.append(error)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        thread.join(10)
-        listener.close()
-        assert not failed, failed
-
-
-def read_head(connection: socket.socket) -> bytes:
-    head = b""
-    while b"\r\n\r\n" not in head:
-        piece = connection.recv(65536)
-        assert piece, "the client closed before its head was complete"
-        head += piece
-    return head
-
-
-@pytest.mark.parametrize("ending", ["", "-close", "-reset"])
-@pytest.mark.parametrize("status", [403, 412, 503])
-def test_a_refusal_in_mid_body_reaches_the_caller_also_when_the_server_resets(
-    server: Server, client_of: Make, run: Run, status: int, ending: str
-) -> None:
-    data = bytes(64 * MIB)
-
-    async def main() -> None:
-        once = engine.Retry(max_attempts=1)
-        async with client_of() as client:
-            await client.put(
-                data, f"s3://answer-{status}-after-1m{ending}/key", retry=once, expect="never", checksum=None
-            )
-
-    with pytest.raises(engine.ResponseError) as caught:
-        run(main())
-    error = caught.value
-    assert error.status == status
-    assert error.code in ("AccessDenied", "PreconditionFailed", "SlowDown", "ServiceUnavailable")
-    (record,) = server.records()
-    assert record.body_bytes <= error.body_bytes_sent < len(data)
-
-
-def unread(connection: socket.socket) -> int:
-    """Bytes in the receive queue (SIOCINQ)."""
-    return struct.unpack("i", fcntl.ioctl(connection, termios.FIONREAD, b"1234"))[0]
-
-
-def unacknowledged(connection: socket.socket) -> int:
-    """Bytes of ours that the peer's kernel has not taken yet (SIOCOUTQ)."""
-    return struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"1234"))[0]
-
-
-@pytest.mark.parametrize("status", [403, 412, 503])
-def test_a_refusal_in_mid_body_stops_the_body_within_1_mib_after_the_answer_arrived(run: Run, status: int) -> None:
-    """Counted by the server: what the kernel has once the answer is acknowledged, against all that ever comes."""
-    behind: list[int] = []
-
-    def refuse(connection: socket.socket) -> None:
-        read_head(connection)
-        received = 0
-        while received < MIB:
-            received += len(connection.recv(65536))
-        connection.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 2\r\n\r\nno" % status)
-        while unacknowledged(connection):
-            pass
-        arrived = received + unread(connection)
-        with contextlib.suppress(ConnectionResetError):
-            while piece := connection.recv(MIB):
-                received += len(piece)
-        behind.append(received - arrived)
-
-    once = engine.Retry(max_attempts=1)
-    with raw_server(refuse) as url, pytest.raises(engine.ResponseError) as caught:
-        run(engine.put_async(bytes(256 * MIB), f"{url}/key", expect="never", checksum=None, retry=once))
-    assert caught.value.status == status
-    assert behind[0] <= MIB
-
-
 def test_a_403_and_a_reset_in_mid_body_lose_no_answer(run: Run) -> None:
     """The server answers, resets with the body unread, many times: Linux keeps the answer across the reset."""
 
@@ -422,7 +325,7 @@ def test_a_403_and_a_reset_in_mid_body_lose_no_answer(run: Run) -> None:
         connection.recv(65536)
         connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
         time.sleep(0.002)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
 
     for _number in range(20):
         with raw_server(refuse) as url, pytest.raises(engine.AccessDenied) as caught:
