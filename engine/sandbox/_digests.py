@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import importlib
 import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Final, Protocol
 
 from engine.sandbox._options import BUFFER_BYTES, BUFFERS_PER_BODY, INLINE_MAX_BYTES
+
+try:
+    # Here and not when first needed: it takes 40 ms, in which the loop would be deaf.
+    _crt: ModuleType | None = importlib.import_module("awscrt.checksums")
+except ImportError:
+    _crt = None
 
 CHECKSUM_PREFIX: Final = "x-amz-checksum-"
 CHECKSUM_SIZES: Final = {"crc32": 4, "crc32c": 4, "crc64nvme": 8, "sha1": 20, "sha256": 32}  # bytes
@@ -43,11 +51,7 @@ def new_digest(algorithm: str) -> Digest | None:
         return hashlib.new(algorithm, usedforsecurity=False)
     if algorithm == "crc32":
         return _Running(zlib.crc32, 4)
-    try:
-        import awscrt.checksums
-    except ImportError:
-        return None
-    return _Running(getattr(awscrt.checksums, algorithm), CHECKSUM_SIZES[algorithm])
+    return _Running(getattr(_crt, algorithm), CHECKSUM_SIZES[algorithm]) if _crt else None
 
 
 class Digests:

@@ -26,6 +26,7 @@ _KEPT_FIELDS: Final = (
     "Content-Encoding",
     "Content-Language",
     "Expires",
+    "x-amz-storage-class",
 )
 
 
