@@ -5,21 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import importlib
 import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
 from typing import Final, Protocol
 
-from engine.sandbox._options import BUFFER_BYTES, BUFFERS_PER_BODY, INLINE_MAX_BYTES
+from awscrt.checksums import crc32c, crc64nvme
 
-try:
-    # Here and not when first needed: it takes 40 ms, in which the loop would be deaf.
-    _crt: ModuleType | None = importlib.import_module("awscrt.checksums")
-except ImportError:
-    _crt = None
+from engine.sandbox._options import BUFFER_BYTES, BUFFERS_PER_BODY, INLINE_MAX_BYTES
 
 CHECKSUM_PREFIX: Final = "x-amz-checksum-"
 CHECKSUM_SIZES: Final = {"crc32": 4, "crc32c": 4, "crc64nvme": 8, "sha1": 20, "sha256": 32}  # bytes
@@ -45,21 +39,19 @@ class _Running:
         return self._value.to_bytes(self._size, "big")
 
 
-def new_digest(algorithm: str) -> Digest | None:
-    """None for a CRC that nothing here can compute: crc32c and crc64nvme need awscrt."""
+def new_digest(algorithm: str) -> Digest:
     if algorithm in ("md5", "sha1", "sha256"):
         return hashlib.new(algorithm, usedforsecurity=False)
     if algorithm == "crc32":
         return _Running(zlib.crc32, 4)
-    return _Running(getattr(_crt, algorithm), CHECKSUM_SIZES[algorithm]) if _crt else None
+    return _Running({"crc32c": crc32c, "crc64nvme": crc64nvme}[algorithm], CHECKSUM_SIZES[algorithm])
 
 
 class Digests:
     """Several digests of the same bytes, fed once."""
 
     def __init__(self, algorithms: Collection[str]) -> None:
-        found = {algorithm: new_digest(algorithm) for algorithm in sorted(algorithms)}
-        self._digests = {algorithm: digest for algorithm, digest in found.items() if digest is not None}
+        self._digests = {algorithm: new_digest(algorithm) for algorithm in sorted(algorithms)}
 
     def update(self, data: memoryview) -> None:
         for digest in self._digests.values():
