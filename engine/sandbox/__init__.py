@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 
 from engine import signing
@@ -181,7 +182,7 @@ def run_forever(
     store_port: int = 0,
     session_token: bool = False,
     anonymous: bool = False,
-    say: Callable[[str], object] = print,
+    say: Callable[[str], object] = partial(print, flush=True),
 ) -> None:
     """For `putengine sandbox`: says where the endpoints are and how to talk to them, a line for each request that was
     answered, and runs until interrupted (KeyboardInterrupt is how it ends; it does not come through)."""

@@ -140,6 +140,7 @@ class Redirector:
 
     async def _break(self, exchange: Exchange, scenario: Scenario) -> None:
         if scenario.verb == "hang":
+            await exchange.discard(timeout_s=_FOREVER_S)
             await exchange.idle(_FOREVER_S)
         if scenario.verb == "garbage":
             await exchange.wire.send(b"SSH-2.0-sandbox\r\n\r\n" * 4)
