@@ -19,7 +19,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
 
 from engine import signing
@@ -175,6 +174,10 @@ def start(
         raise
 
 
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
 def run_forever(
     folder: str | None = None,
     *,
@@ -182,7 +185,7 @@ def run_forever(
     store_port: int = 0,
     session_token: bool = False,
     anonymous: bool = False,
-    say: Callable[[str], object] = partial(print, flush=True),
+    say: Callable[[str], object] = _print,
 ) -> None:
     """For `putengine sandbox`: says where the endpoints are and how to talk to them, a line for each request that was
     answered, and runs until interrupted (KeyboardInterrupt is how it ends; it does not come through)."""
