@@ -30,15 +30,16 @@ _TCP_ESTABLISHED: Final = 1  # include/net/tcp_states.h; the first byte of struc
 def _undisturbed() -> Iterator[None]:
     """Real-time priority for this thread, where that is permitted: on a busy machine the client which the first segment wakes
     would else often take the processor from its sender, for milliseconds."""
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except PermissionError:
+    except OSError:
         yield
         return
     try:
         yield
     finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(0, policy, parameter)
 
 
 class Disconnected(Exception):
