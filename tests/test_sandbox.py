@@ -1553,16 +1553,17 @@ def test_it_runs_in_a_process_of_its_own() -> None:
 
 
 def test_the_process_ends_with_its_parent() -> None:
-    code = "import os; from engine.sandbox import start; s = start(process=True); print(s.store_url); os._exit(0)"
+    code = "import os; from engine.sandbox import start; s = start(process=True); print(s.store_url, s.folder); os._exit(0)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    url = done.stdout.strip()
+    url, folder = done.stdout.split()
     deadline = time.monotonic() + 10
     while True:
         try:
             Peer(url).socket.close()
         except ConnectionRefusedError:
-            break
+            if not Path(folder).exists():
+                break
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

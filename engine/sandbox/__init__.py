@@ -52,9 +52,9 @@ class Sandbox:
       folder: where the objects are, see `_objects.py`.
     """
 
-    def __init__(self, options: Options, server: ServerThread | ServerProcess, *, owns_folder: bool) -> None:
+    def __init__(self, options: Options, server: ServerThread | ServerProcess) -> None:
         self._server = server
-        self._owns_folder = owns_folder
+        self._owns_folder = options.owns_folder
         self._objects = ObjectFolder(options.folder)
         self._open = True
         self.redirector_url = server.redirector_url
@@ -164,10 +164,11 @@ def start(
         idle_s=idle_s,
         linger_s=linger_s,
         min_part_bytes=min_part_size,
+        owns_folder=folder is None,
     )
     try:
         server = ServerProcess(options) if process else ServerThread(options, Recorder())
-        return Sandbox(options, server, owns_folder=folder is None)
+        return Sandbox(options, server)
     except BaseException:
         if folder is None:
             shutil.rmtree(path, ignore_errors=True)
