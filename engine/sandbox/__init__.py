@@ -52,9 +52,9 @@ class Sandbox:
       folder: where the objects are, see `_objects.py`.
     """
 
-    def __init__(self, options: Options, server: ServerThread | ServerProcess, *, owns_folder: bool) -> None:
+    def __init__(self, options: Options, server: ServerThread | ServerProcess) -> None:
         self._server = server
-        self._owns_folder = owns_folder
+        self._owns_folder = options.owns_folder
         self._objects = ObjectFolder(options.folder)
         self._open = True
         self.redirector_url = server.redirector_url
@@ -164,14 +164,19 @@ def start(
         idle_s=idle_s,
         linger_s=linger_s,
         min_part_bytes=min_part_size,
+        owns_folder=folder is None,
     )
     try:
         server = ServerProcess(options) if process else ServerThread(options, Recorder())
-        return Sandbox(options, server, owns_folder=folder is None)
+        return Sandbox(options, server)
     except BaseException:
         if folder is None:
             shutil.rmtree(path, ignore_errors=True)
         raise
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
 
 
 def run_forever(
@@ -181,7 +186,7 @@ def run_forever(
     store_port: int = 0,
     session_token: bool = False,
     anonymous: bool = False,
-    say: Callable[[str], object] = print,
+    say: Callable[[str], object] = _print,
 ) -> None:
     """For `putengine sandbox`: says where the endpoints are and how to talk to them, a line for each request that was
     answered, and runs until interrupted (KeyboardInterrupt is how it ends; it does not come through)."""

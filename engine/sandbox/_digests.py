@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
+from awscrt.checksums import crc32c, crc64nvme
+
 from engine.sandbox._options import BUFFER_BYTES, BUFFERS_PER_BODY, INLINE_MAX_BYTES
 
 CHECKSUM_PREFIX: Final = "x-amz-checksum-"
@@ -37,25 +39,19 @@ class _Running:
         return self._value.to_bytes(self._size, "big")
 
 
-def new_digest(algorithm: str) -> Digest | None:
-    """None for a CRC that nothing here can compute: crc32c and crc64nvme need awscrt."""
+def new_digest(algorithm: str) -> Digest:
     if algorithm in ("md5", "sha1", "sha256"):
         return hashlib.new(algorithm, usedforsecurity=False)
     if algorithm == "crc32":
         return _Running(zlib.crc32, 4)
-    try:
-        import awscrt.checksums
-    except ImportError:
-        return None
-    return _Running(getattr(awscrt.checksums, algorithm), CHECKSUM_SIZES[algorithm])
+    return _Running({"crc32c": crc32c, "crc64nvme": crc64nvme}[algorithm], CHECKSUM_SIZES[algorithm])
 
 
 class Digests:
     """Several digests of the same bytes, fed once."""
 
     def __init__(self, algorithms: Collection[str]) -> None:
-        found = {algorithm: new_digest(algorithm) for algorithm in sorted(algorithms)}
-        self._digests = {algorithm: digest for algorithm, digest in found.items() if digest is not None}
+        self._digests = {algorithm: new_digest(algorithm) for algorithm in sorted(algorithms)}
 
     def update(self, data: memoryview) -> None:
         for digest in self._digests.values():

@@ -37,6 +37,7 @@ class Quirks:
     chunked: bool = False  # the answer's body
     trickle: bool = False  # the answer comes byte by byte
     cut: bool = False  # the connection closes in the middle of the answer
+    gap_s: float | None = None  # between a 100 and the answer that were to leave together
     pad: int = 0  # bytes appended to the answer's body
     tamper: bool = False  # one byte is stored wrong
     hide_checksums: bool = False  # the answer names none
@@ -199,7 +200,7 @@ class Exchange:
             self.record.continue_at = now
 
     async def answer(self, status: int, fields: Fields = (), body: bytes = b"", *, prefix: bytes = b"") -> None:
-        """The final answer; `prefix` leaves in the same write, before it."""
+        """The final answer; `prefix` leaves before it, in the same write or, with `quirks.gap_s`, so much earlier."""
         quirks = self.quirks
         body += b" " * quirks.pad
         content = f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n" if quirks.chunked and body else body
@@ -210,7 +211,12 @@ class Exchange:
         if quirks.cut and not content:
             head = head[: len(head) // 2]
         self._note_answer(status)
-        whole = prefix + head + (b"" if self.request.method == "HEAD" else content)
+        whole = head + (b"" if self.request.method == "HEAD" else content)
+        if prefix and quirks.gap_s is not None:
+            await self.wire.send_apart(prefix, whole, quirks.gap_s)
+            self.record.answered_at = time.monotonic()
+            return
+        whole = prefix + whole
         for piece in _bytewise(whole) if quirks.trickle else (whole,):
             await self.wire.send(piece)
             await asyncio.sleep(0)

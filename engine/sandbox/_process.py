@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,7 +80,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     lines = iter(sys.stdin.readline, "")
     try:
-        server = ServerThread(Options.from_json(json.loads(next(lines))), Recorder())
+        options = Options.from_json(json.loads(next(lines)))
+        server = ServerThread(options, Recorder())
     except OSError as error:
         _say({"error": str(error)})
         return
@@ -87,6 +89,8 @@ def main() -> None:
     for line in lines:
         _say([r.as_json() for r in server.records()] if json.loads(line) == "records" else server.settled())
     server.close()
+    if options.owns_folder:  # the parent may have died
+        shutil.rmtree(options.folder, ignore_errors=True)
 
 
 def _say(answer: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from typing import Final
 
 from engine.sandbox._errors import S3Error, SignatureRefused, document, xml
@@ -66,6 +65,7 @@ class Redirector:
         quirks.chunked, quirks.trickle, quirks.cut = (w in flags for w in ("chunked", "trickle", "cut"))
         quirks.tamper, quirks.hide_checksums = "corrupt" in flags, "nochecksum" in flags
         quirks.http10 = quirks.http10 or "http10" in flags
+        quirks.gap_s = scenario.values.get("gap")
         quirks.pad = scenario.size("pad") or 0
         if "retry" in scenario.values:
             quirks.fields.append(("Retry-After", str(scenario.size("retry"))))
@@ -115,13 +115,10 @@ class Redirector:
         elif "read" in scenario.flags:
             await exchange.go_ahead()
             await exchange.discard()
-        elif "gap" in scenario.values:
-            await exchange.interim(100)
-            await _pause(scenario.values["gap"])
 
     async def _say(self, exchange: Exchange, scenario: Scenario) -> None:
         prefix = b""
-        if "continue" in scenario.flags:
+        if "continue" in scenario.flags or "gap" in scenario.values:
             prefix = interim_head(100)
             exchange.note_interim(100)
         if scenario.verb in ("drop", "hang", "garbage"):
@@ -140,6 +137,7 @@ class Redirector:
 
     async def _break(self, exchange: Exchange, scenario: Scenario) -> None:
         if scenario.verb == "hang":
+            await exchange.discard(timeout_s=_FOREVER_S)
             await exchange.idle(_FOREVER_S)
         if scenario.verb == "garbage":
             await exchange.wire.send(b"SSH-2.0-sandbox\r\n\r\n" * 4)
@@ -213,13 +211,3 @@ class Redirector:
 
 def _with_query(url: str, parameter: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}{parameter}"
-
-
-async def _pause(seconds: float) -> None:
-    """Exact below a millisecond, where the loop's timers are not."""
-    if seconds >= 0.001:
-        await asyncio.sleep(seconds)
-        return
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        pass

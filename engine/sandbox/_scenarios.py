@@ -17,7 +17,7 @@ VERBS: Final = {
     "region-<status>": "301, 400: the bucket is in region sandbox-2: refused, and closed, until signed for that; then stored",
     "store": "what the storing endpoint would do",
     "drop": "the connection is closed without an answer",
-    "hang": "no answer ever comes",
+    "hang": "no answer ever comes, but the body is read if it comes",
     "garbage": "what comes is not HTTP",
 }
 MODIFIERS: Final = {
