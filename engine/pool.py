@@ -58,6 +58,7 @@ class Pool:
         self._idle: dict[Origin, list[tuple[float, Connection]]] = {}
         self._open: set[Connection] = set()
         self._opening = 0
+        self._adopting: set[asyncio.Task[tuple[asyncio.Transport, Connection]]] = set()
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -141,6 +142,8 @@ class Pool:
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._adopting:
+            await asyncio.wait(list(self._adopting))
         everything = list(self._open)
         for connection in everything:
             connection.abort("the client was closed")
@@ -214,12 +217,16 @@ class Pool:
             addresses = allowed
         connected = await _race(origin, addresses)
         done = monotonic()
+        # The socket is the transport's from here on: a cancellation waits until there is a connection that can be closed.
+        adopting = asyncio.ensure_future(
+            asyncio.get_running_loop().create_connection(lambda: Connection(origin, self._channel), sock=connected)
+        )
+        self._adopting.add(adopting)
+        adopting.add_done_callback(self._adopting.discard)
         try:
-            _transport, connection = await asyncio.get_running_loop().create_connection(
-                lambda: Connection(origin, self._channel), sock=connected
-            )
-        except BaseException:
-            connected.close()
+            _transport, connection = await asyncio.shield(adopting)
+        except asyncio.CancelledError:
+            adopting.add_done_callback(_close_adopted)
             raise
         peer = connection.peer
         connection.address = str(peer[0]) if peer else addresses[0][1][0]
@@ -290,6 +297,11 @@ async def _race(origin: Origin, addresses: list[_SockAddr]) -> socket.socket:
             task.cancel()
             task.add_done_callback(_close_late_winner)
     raise _connect_failed(origin, last_error)
+
+
+def _close_adopted(adopting: asyncio.Task[tuple[asyncio.Transport, Connection]]) -> None:
+    if not adopting.cancelled() and adopting.exception() is None:
+        adopting.result()[1].close(reset=True)
 
 
 def _close_late_winner(task: asyncio.Task[socket.socket]) -> None:

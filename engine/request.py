@@ -198,6 +198,7 @@ class Run:
         self._ambiguous = False
         self._clock_corrected = False
         self._credentials_renewed = False
+        self._signed_with: signing.Credentials | None = None
 
     # --- what callers look at --------------------------------------------------------------------------------------
 
@@ -332,7 +333,7 @@ class Run:
             if self._ask_no_more(answered):
                 continue
             document = s3.parse_error(answered.reply.body)
-            if self._correct_clock(document.code, response) or await self._renew_credentials(document.code):
+            if self._correct_clock(document.code, response) or self._renew_credentials(document.code):
                 self._mark_last("retried")
                 continue
             visits.append(redirect.Visit(target.url, target.region if target.signed else "", exchange.plan.asks))
@@ -432,13 +433,13 @@ class Run:
         log.warning("this machine's clock is off by %.0f s; requests are signed with the server's time", skew_s)
         return True
 
-    async def _renew_credentials(self, code: str) -> bool:
+    def _renew_credentials(self, code: str) -> bool:
+        """The server calls the credentials expired: look for others, once."""
         provider = self._job.provider
         if code not in _STALE_CREDENTIALS or self._credentials_renewed or provider is None:
             return False
         self._credentials_renewed = True
-        credentials = await provider.get()
-        return credentials is not None and provider.invalidate(credentials)
+        return self._signed_with is not None and provider.invalidate(self._signed_with)
 
     def _outcome(self, answered: _Answered) -> Outcome:
         exchange = answered.exchange
@@ -572,7 +573,7 @@ class Run:
             fields.append(("expect", "100-continue"))
         carried = list(job.intent.fields) if body is not None or method == job.intent.method else []
         if target.signed and job.provider is not None:
-            credentials = await job.provider.get()
+            credentials = self._signed_with = await job.provider.get()
             if credentials is not None:
                 url = dataclasses.replace(url, path=signing.canonical_path(url.path))
                 carried += signing.sign(
