@@ -73,12 +73,12 @@ class RedirectPolicy:
         object.__setattr__(self, "_networks", tuple(networks))
 
     def names_host(self, host: str) -> bool:
-        """Whether `hosts` lists this name; an address is in no list of names."""
-        return not is_address(host) and (host in self._names or host.endswith(self._suffixes))
+        """Whether `hosts` lists this name. Addresses are not among the names: `check_host` has seen to that."""
+        return host in self._names or host.endswith(self._suffixes)
 
     def contains_address(self, ip: _Address) -> bool:
         """Whether a CIDR block of `hosts` has this address."""
-        return any(ip.version == network.version and ip in network for network in self._networks)
+        return any(ip in network for network in self._networks)
 
 
 def _parse_network(host: str) -> _Network | None:
@@ -86,8 +86,6 @@ def _parse_network(host: str) -> _Network | None:
         return ipaddress.ip_network(host.removeprefix("[").removesuffix("]"))
     except ValueError:
         pass
-    if "/" not in host or ":" in host.partition("/")[0].partition("]")[0].removeprefix("http"):
-        return None
     try:
         network = ipaddress.ip_network(host, strict=False)
     except ValueError:
@@ -271,7 +269,9 @@ def _decide_redirect(intent: Intent, visits: Sequence[Visit], answer: Answer, po
     if not locations:
         return _decide_without_location(intent, visits, answer, policy)
     # Bytes beyond ASCII reach us as latin-1; they go back as the very bytes they were.
-    text = "".join(c if c.isascii() else f"%{ord(c) & 0xFF:02X}" for c in locations[0])
+    text = "".join(
+        c if c.isascii() else f"%{ord(c) & 0xFF:02X}" for c in _encode_mirrored(locations[0], visits[-1].url)
+    )
     try:
         url = resolve_reference(visits[-1].url, text)
     except UsageError as error:
@@ -279,6 +279,20 @@ def _decide_redirect(intent: Intent, visits: Sequence[Visit], answer: Answer, po
             "bad-location", f"{status} with a Location that is not followed: {error}.", _shown_location(answer)
         )
     return _judge(intent, visits, answer, policy, url, _location_region(intent, visits, answer, url), "location")
+
+
+def _encode_mirrored(location: str, asked: Url) -> str:
+    """Servers that put the path they received into a Location, but decoded (nginx's "return 307 http://…$uri", AIStore's
+    `URL.Path` for years), turn the key "100%25?" into another one, and the object would be stored under that name."""
+    decoded = unquote_to_bytes(asked.path).decode("latin-1")
+    if decoded == asked.path:
+        return location
+    authority = location.find("//") + 2 if "://" in location[:8] or location.startswith("//") else 0
+    start = location.find("/", authority)
+    rest = location[start:].removeprefix(decoded)
+    if start < 0 or len(rest) == len(location) - start or not (rest == "" or rest.startswith("?")):
+        return location
+    return location[:start] + asked.path + rest
 
 
 def _location_region(intent: Intent, visits: Sequence[Visit], answer: Answer, url: Url) -> str:
@@ -599,7 +613,7 @@ def _suggestion(host: str) -> str:
     literal = _literal(host)
     if literal is None:
         return host
-    block = next((n for n in _PRIVATE if n.version == literal.version and literal in n and n.prefixlen > 0), None)
+    block = next((network for network in _PRIVATE if literal in network), None)
     return str(block if block is not None else ipaddress.ip_network(literal))
 
 
@@ -665,7 +679,7 @@ def _scope(ip: _Address) -> Scope:
         (_LINK, Scope.LINK),
         (_PRIVATE, Scope.PRIVATE),
     ):
-        if any(ip.version == network.version and ip in network for network in networks):
+        if any(ip in network for network in networks):
             found = its
             break
     embedded = _embedded(ip) if isinstance(ip, ipaddress.IPv6Address) and found is not Scope.LOOPBACK else None
