@@ -238,7 +238,7 @@ def decide(intent: Intent, visits: Sequence[Visit], answer: Answer, policy: Redi
     if decision is None or isinstance(decision, Refuse) or hops <= policy.max_hops:
         return decision
     followed = "none is followed" if policy.max_hops == 0 else f"{policy.max_hops} were followed already"
-    where = decision.url.redacted()
+    where = _shown(decision.url)
     return Refuse(
         "too-many-hops",
         f"{status} redirects to {decision.url.origin}, but {followed}: see RedirectPolicy(max_hops=…).",
@@ -449,7 +449,7 @@ def _judge(
             "loop",
             f"{answer.status} redirects in a circle: {url.origin} was asked for the same already"
             + (f" in region {region}." if sign else "."),
-            url.redacted(),
+            _shown(url),
         )
     told = region if kind == "region" or trust is _Trust.S3 else answer.bucket_region or answer.error.region
     permanent = answer.status not in (302, 303, 307)  # AWS: where a 307 leads is good for this request only
@@ -496,7 +496,7 @@ def _judge_downgrade(answer: Answer, policy: RedirectPolicy, url: Url, last: Vis
         "downgrade",
         f"{answer.status} redirects from https to {url.origin}, where everybody on the way could read and change the request. "
         "If that is meant: RedirectPolicy(allow_downgrade=True).",
-        url.redacted(),
+        _shown(url),
     )
 
 
@@ -509,7 +509,7 @@ def _judge_host(intent: Intent, answer: Answer, policy: RedirectPolicy, url: Url
         "host-not-allowed",
         f"{answer.status} redirects {what} to {url.origin}, {why}; nothing was sent there. "
         f"If it can be trusted: add {_suggestion(url.host)!r} to RedirectPolicy(hosts=…).",
-        url.redacted(),
+        _shown(url),
     )
 
 
@@ -536,13 +536,13 @@ def _judge_resource(intent: Intent, answer: Answer, url: Url, trust: _Trust, pre
             "sub-resource",
             f"{answer.status} redirects to another operation of {url.origin}: the S3 parameters of the query are not those of "
             "the request. It is not signed.",
-            url.redacted(),
+            _shown(url),
         )
     if trust is _Trust.S3 and not _is_same_object(intent, url):
         return Refuse(
             "other-object",
             f"{answer.status} redirects to another bucket or key of {url.origin}. S3 does not do that; it is not signed.",
-            url.redacted(),
+            _shown(url),
         )
     return None
 
@@ -599,7 +599,7 @@ def _judge_fields(intent: Intent, answer: Answer, url: Url, trust: _Trust) -> Re
         "secret-would-leak",
         f"{answer.status} redirects to {url.origin}, another origin, and the request has fields that may be secret ({names}); "
         f"nothing was sent there. If it may see them: add {_suggestion(url.host)!r} to RedirectPolicy(hosts=…).",
-        url.redacted(),
+        _shown(url),
     )
 
 
@@ -615,6 +615,10 @@ def _suggestion(host: str) -> str:
         return host
     block = next((network for network in _PRIVATE if literal in network), None)
     return str(block if block is not None else ipaddress.ip_network(literal))
+
+
+def _shown(url: Url) -> str:
+    return printable(url.redacted(), 500)
 
 
 def _shown_location(answer: Answer) -> str:
@@ -735,5 +739,5 @@ def private_address(status: int, url: Url, ip: str) -> Refuse:
         "private-address",
         f"{status} redirects to {url.origin}, which is at {shown}, nearer to this machine than the server that redirects. "
         f"Nothing was sent there. If that is meant: add {_suggestion(ip.partition('%')[0])!r} to RedirectPolicy(hosts=…).",
-        url.redacted(),
+        _shown(url),
     )

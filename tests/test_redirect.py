@@ -827,6 +827,20 @@ def test_hops_are_counted_and_retries_of_a_hop_are_not() -> None:
     assert "SECRET" not in error.location + str(error)
 
 
+def test_a_refusal_is_short_however_long_the_location() -> None:
+    long = "x" * 60_000
+    for location in (
+        f"http://evil.com/{long}",
+        f"http://evil.com/?{long}",
+        f"http://{long}/",
+        f"/?acl={long}",
+        long * 2,
+    ):
+        decision = answered(s3_intent(LOOPBACK), Answer(307, (location,)), RedirectPolicy(max_hops=0))
+        assert refused(decision) in ("host-not-allowed", "bad-location", "sub-resource", "too-many-hops")
+        assert len(repr(decision)) < 3000
+
+
 def test_a_policy_of_no_hops_follows_nothing() -> None:
     policy = RedirectPolicy(max_hops=0)
     intent = s3_intent(AWS)
@@ -857,6 +871,7 @@ def test_a_refusal_becomes_its_error() -> None:
         {"max_hops": 1.5},
         {"max_hops": True},
         {"hosts": "example.com"},
+        {"hosts": "localhost"},
         {"hosts": (7,)},
         {"hosts": ("",)},
         {"hosts": ("*",)},
