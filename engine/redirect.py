@@ -73,12 +73,12 @@ class RedirectPolicy:
         object.__setattr__(self, "_networks", tuple(networks))
 
     def names_host(self, host: str) -> bool:
-        """Whether `hosts` lists this name; an address is in no list of names."""
-        return not is_address(host) and (host in self._names or host.endswith(self._suffixes))
+        """Whether `hosts` lists this name. Addresses are not among the names: `check_host` has seen to that."""
+        return host in self._names or host.endswith(self._suffixes)
 
     def contains_address(self, ip: _Address) -> bool:
         """Whether a CIDR block of `hosts` has this address."""
-        return any(ip.version == network.version and ip in network for network in self._networks)
+        return any(ip in network for network in self._networks)
 
 
 def _parse_network(host: str) -> _Network | None:
@@ -86,8 +86,6 @@ def _parse_network(host: str) -> _Network | None:
         return ipaddress.ip_network(host.removeprefix("[").removesuffix("]"))
     except ValueError:
         pass
-    if "/" not in host or ":" in host.partition("/")[0].partition("]")[0].removeprefix("http"):
-        return None
     try:
         network = ipaddress.ip_network(host, strict=False)
     except ValueError:
@@ -240,7 +238,7 @@ def decide(intent: Intent, visits: Sequence[Visit], answer: Answer, policy: Redi
     if decision is None or isinstance(decision, Refuse) or hops <= policy.max_hops:
         return decision
     followed = "none is followed" if policy.max_hops == 0 else f"{policy.max_hops} were followed already"
-    where = decision.url.redacted()
+    where = _shown(decision.url)
     return Refuse(
         "too-many-hops",
         f"{status} redirects to {decision.url.origin}, but {followed}: see RedirectPolicy(max_hops=…).",
@@ -271,7 +269,9 @@ def _decide_redirect(intent: Intent, visits: Sequence[Visit], answer: Answer, po
     if not locations:
         return _decide_without_location(intent, visits, answer, policy)
     # Bytes beyond ASCII reach us as latin-1; they go back as the very bytes they were.
-    text = "".join(c if c.isascii() else f"%{ord(c) & 0xFF:02X}" for c in locations[0])
+    text = "".join(
+        c if c.isascii() else f"%{ord(c) & 0xFF:02X}" for c in _encode_mirrored(locations[0], visits[-1].url)
+    )
     try:
         url = resolve_reference(visits[-1].url, text)
     except UsageError as error:
@@ -279,6 +279,20 @@ def _decide_redirect(intent: Intent, visits: Sequence[Visit], answer: Answer, po
             "bad-location", f"{status} with a Location that is not followed: {error}.", _shown_location(answer)
         )
     return _judge(intent, visits, answer, policy, url, _location_region(intent, visits, answer, url), "location")
+
+
+def _encode_mirrored(location: str, asked: Url) -> str:
+    """Servers that put the path they received into a Location, but decoded (nginx's "return 307 http://…$uri", AIStore's
+    `URL.Path` for years), turn the key "100%25?" into another one, and the object would be stored under that name."""
+    decoded = unquote_to_bytes(asked.path).decode("latin-1")
+    if decoded == asked.path:
+        return location
+    authority = location.find("//") + 2 if "://" in location[:8] or location.startswith("//") else 0
+    start = location.find("/", authority)
+    rest = location[start:].removeprefix(decoded)
+    if start < 0 or len(rest) == len(location) - start or not (rest == "" or rest.startswith("?")):
+        return location
+    return location[:start] + asked.path + rest
 
 
 def _location_region(intent: Intent, visits: Sequence[Visit], answer: Answer, url: Url) -> str:
@@ -435,7 +449,7 @@ def _judge(
             "loop",
             f"{answer.status} redirects in a circle: {url.origin} was asked for the same already"
             + (f" in region {region}." if sign else "."),
-            url.redacted(),
+            _shown(url),
         )
     told = region if kind == "region" or trust is _Trust.S3 else answer.bucket_region or answer.error.region
     permanent = answer.status not in (302, 303, 307)  # AWS: where a 307 leads is good for this request only
@@ -482,7 +496,7 @@ def _judge_downgrade(answer: Answer, policy: RedirectPolicy, url: Url, last: Vis
         "downgrade",
         f"{answer.status} redirects from https to {url.origin}, where everybody on the way could read and change the request. "
         "If that is meant: RedirectPolicy(allow_downgrade=True).",
-        url.redacted(),
+        _shown(url),
     )
 
 
@@ -495,7 +509,7 @@ def _judge_host(intent: Intent, answer: Answer, policy: RedirectPolicy, url: Url
         "host-not-allowed",
         f"{answer.status} redirects {what} to {url.origin}, {why}; nothing was sent there. "
         f"If it can be trusted: add {_suggestion(url.host)!r} to RedirectPolicy(hosts=…).",
-        url.redacted(),
+        _shown(url),
     )
 
 
@@ -522,13 +536,13 @@ def _judge_resource(intent: Intent, answer: Answer, url: Url, trust: _Trust, pre
             "sub-resource",
             f"{answer.status} redirects to another operation of {url.origin}: the S3 parameters of the query are not those of "
             "the request. It is not signed.",
-            url.redacted(),
+            _shown(url),
         )
     if trust is _Trust.S3 and not _is_same_object(intent, url):
         return Refuse(
             "other-object",
             f"{answer.status} redirects to another bucket or key of {url.origin}. S3 does not do that; it is not signed.",
-            url.redacted(),
+            _shown(url),
         )
     return None
 
@@ -585,7 +599,7 @@ def _judge_fields(intent: Intent, answer: Answer, url: Url, trust: _Trust) -> Re
         "secret-would-leak",
         f"{answer.status} redirects to {url.origin}, another origin, and the request has fields that may be secret ({names}); "
         f"nothing was sent there. If it may see them: add {_suggestion(url.host)!r} to RedirectPolicy(hosts=…).",
-        url.redacted(),
+        _shown(url),
     )
 
 
@@ -599,8 +613,12 @@ def _suggestion(host: str) -> str:
     literal = _literal(host)
     if literal is None:
         return host
-    block = next((n for n in _PRIVATE if n.version == literal.version and literal in n and n.prefixlen > 0), None)
+    block = next((network for network in _PRIVATE if literal in network), None)
     return str(block if block is not None else ipaddress.ip_network(literal))
+
+
+def _shown(url: Url) -> str:
+    return printable(url.redacted(), 500)
 
 
 def _shown_location(answer: Answer) -> str:
@@ -665,7 +683,7 @@ def _scope(ip: _Address) -> Scope:
         (_LINK, Scope.LINK),
         (_PRIVATE, Scope.PRIVATE),
     ):
-        if any(ip.version == network.version and ip in network for network in networks):
+        if any(ip in network for network in networks):
             found = its
             break
     embedded = _embedded(ip) if isinstance(ip, ipaddress.IPv6Address) and found is not Scope.LOOPBACK else None
@@ -721,5 +739,5 @@ def private_address(status: int, url: Url, ip: str) -> Refuse:
         "private-address",
         f"{status} redirects to {url.origin}, which is at {shown}, nearer to this machine than the server that redirects. "
         f"Nothing was sent there. If that is meant: add {_suggestion(ip.partition('%')[0])!r} to RedirectPolicy(hosts=…).",
-        url.redacted(),
+        _shown(url),
     )

@@ -128,7 +128,7 @@ def decide(
     because the new connection is fresh, and a fresh one that dies is LOST. `max_attempts=1` does not forbid it.
     """
     fault = failure.fault
-    ambiguous = fault in _AMBIGUOUS or (fault is Fault.ANSWER and failure.status in _AMBIGUOUS_STATUSES)
+    ambiguous = fault in _AMBIGUOUS or failure.status in _AMBIGUOUS_STATUSES
     if fault is Fault.ANSWER and not is_transient(failure.status, failure.code):
         return GiveUp("not-retryable")
     if fault not in _UNCOUNTED and attempt >= retry.max_attempts:

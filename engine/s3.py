@@ -392,6 +392,11 @@ class RegionCache:
 # --- documents ------------------------------------------------------------------------------------------------------
 
 
+# A small document can ask for much memory: long names nested, and many small elements below them.
+XML_PATH_MAX_CHARS: Final = 200  # S3's longest are below 60
+XML_LEAVES_MAX: Final = 20_000  # ListParts tells at most 1000 parts, each with below 10 facts
+
+
 class XmlError(ValueError):
     """A document that is not well-formed, has a DOCTYPE, or is larger or deeper than `limits` allow."""
 
@@ -405,24 +410,29 @@ def xml_leaves(body: bytes, *, max_bytes: int = limits.XML_MAX_BYTES) -> list[tu
     if len(body) > max_bytes:
         raise XmlError(f"{len(body)} bytes of XML, at most {max_bytes} are read")
     parser = expat.ParserCreate("utf-8")
+    parser.buffer_text = True
     leaves: list[tuple[str, str]] = []
-    open_names: list[str] = []
+    open_paths: list[str] = []
     text: list[str] = []
     childless = False
 
     def started(name: str, _attributes: object) -> None:
         nonlocal childless
-        if len(open_names) >= limits.XML_MAX_DEPTH:
+        local = name.rpartition(":")[2]
+        path = f"{open_paths[-1]}/{local}" if open_paths else local
+        if len(open_paths) >= limits.XML_MAX_DEPTH or len(path) > XML_PATH_MAX_CHARS:
             raise XmlError("nested too deeply")
-        open_names.append(name.rpartition(":")[2])
+        open_paths.append(path)
         text.clear()
         childless = True
 
     def ended(_name: str) -> None:
         nonlocal childless
+        path = open_paths.pop()
         if childless:
-            leaves.append(("/".join(open_names), "".join(text).strip()))
-        open_names.pop()
+            if len(leaves) >= XML_LEAVES_MAX:
+                raise XmlError("too many elements")
+            leaves.append((path, "".join(text).strip()))
         childless = False
 
     def refused(*_details: object) -> None:

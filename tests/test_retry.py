@@ -247,6 +247,7 @@ def test_a_budget_ends_an_outage_and_comes_back_with_success() -> None:
         {"max_attempts": 1.5},
         {"max_attempts": True},
         {"base_s": -1},
+        {"base_s": True},
         {"base_s": math.inf},
         {"base_s": math.nan},
         {"cap_s": "1"},

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -531,12 +532,39 @@ def test_entity_bombs_and_mazes_are_refused_without_work() -> None:
     assert (
         parse_error(b"<!DOCTYPE a [<!ENTITY l0 'lol'>" + laughs + b"]><Error><Code>&l29;</Code></Error>") == NO_DOCUMENT
     )
-    deep = b"<Error>" + b"<a>" * 100_000
+    deep = b"<Error>" + b"<a>" * 20_000
     assert parse_error(deep) == NO_DOCUMENT
     assert parse_error(b"<Error><Code>A</Code>" + b" " * limits.XML_MAX_BYTES + b"</Error>") == NO_DOCUMENT
     with pytest.raises(XmlError):
         xml_leaves(b"<a/>" * 2)
     assert xml_leaves(b"<a>" * limits.XML_MAX_DEPTH + b"</a>" * limits.XML_MAX_DEPTH)
+    too_deep = limits.XML_MAX_DEPTH + 1
+    with pytest.raises(XmlError):
+        xml_leaves(b"<a>" * too_deep + b"</a>" * too_deep)
+
+
+def test_a_small_document_takes_little_memory() -> None:
+    """Each of these made a reader of paths keep gigabytes, or spend minutes, on 256 KiB."""
+    room = limits.XML_MAX_BYTES
+    nested = b"".join(b"<" + bytes([97 + i]) * 10_000 + b">" for i in range(12))
+    bodies = [
+        nested + b"<x/>" * ((room - len(nested)) // 4),
+        b"<Error>" + b"<x/>" * (room // 4 - 10) + b"</Error>",
+        b"<Error>" + b"x<y/>" * (room // 5 - 10) + b"</Error>",
+        b"<Error " + b" ".join(b'a%d=""' % i for i in range(room // 12)) + b"/>",
+        b"<Error><Code>" + b"&#65;" * (room // 5 - 20) + b"</Code></Error>",
+        b"<" + b"a" * (room - 3) + b"/>",
+    ]
+    for body in bodies:
+        assert len(body) <= room
+        tracemalloc.start()
+        try:
+            document = parse_error(body)
+            _now, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 16 * limits.MIB
+        assert len(repr(document)) < 4096
 
 
 def test_a_strangers_text_is_bounded_and_escaped() -> None:
