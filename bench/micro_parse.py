@@ -55,17 +55,20 @@ XML = (
     b" specified temporary endpoint. Continue to use the original request endpoint for future requests.</Message><Endpoint>"
     b"bucket.s3-us-west-2.amazonaws.com</Endpoint><Bucket>bucket</Bucket></Error>"
 )
+ID_2 = b"x-amz-id-2: eftixk72aD6Ap51TnqcoF8eFidJG9Z/2mkiDFu8yU9AS1ed4OpIszj7UDNEHGran+eqihLvPfM=\r\n"
+COMMON = b"x-amz-request-id: 318BC8BC148832E5\r\nDate: Mon, 28 Oct 2024 22:32:00 GMT\r\nServer: AmazonS3\r\n"
 PUT = (
-    b"HTTP/1.1 200 OK\r\nx-amz-id-2: eftixk72aD6Ap51TnqcoF8eFidJG9Z/2mkiDFu8yU9AS1ed4OpIszj7UDNEHGran+eqihLvPfM="
-    b"\r\nx-amz-request-id: 318BC8BC148832E5\r\nDate: Mon, 28 Oct 2024 22:32:00 GMT\r\nx-amz-version-id: 43jfkodU8493jnFJD9fjj3HHNVfd"
-    b'sQUI\r\nx-amz-server-side-encryption: AES256\r\nETag: "1b2cf535f27731c974343645a3985328"\r\nx-amz-checksum-crc64nvme: jC+E'
-    b"RDbtVCM=\r\nx-amz-checksum-type: FULL_OBJECT\r\nServer: AmazonS3\r\nContent-Length: 0\r\n\r\n"
+    b"HTTP/1.1 200 OK\r\n" + ID_2 + COMMON + b"x-amz-version-id: 43jfkodU8493jnFJD9fjj3HHNVfdsQUI\r\n"
+    b'x-amz-server-side-encryption: AES256\r\nETag: "1b2cf535f27731c974343645a3985328"\r\n'
+    b"x-amz-checksum-crc64nvme: jC+ERDbtVCM=\r\nx-amz-checksum-type: FULL_OBJECT\r\nContent-Length: 0\r\n\r\n"
 )
 REDIRECT = (
-    b"HTTP/1.1 307 Temporary Redirect\r\nx-amz-bucket-region: us-west-2\r\nx-amz-request-id: 318BC8BC148832E5\r\nx-amz-id-2: eftixk72a"
-    b"D6Ap51TnqcoF8eFidJG9Z/2mkiDFu8yU9AS1ed4OpIszj7UDNEHGran=\r\nLocation: https://bucket.s3-us-west-2.amazonaws.com/key\r\n"
-    b"Content-Type: application/xml\r\nContent-Length: %d\r\nDate: Mon, 28 Oct 2024 22:32:00 GMT\r\nServer: AmazonS3\r\n\r\n%s"
-) % (len(XML), XML)
+    b"HTTP/1.1 307 Temporary Redirect\r\nx-amz-bucket-region: us-west-2\r\n"
+    + ID_2
+    + COMMON
+    + b"Location: https://bucket.s3-us-west-2.amazonaws.com/key\r\nContent-Type: application/xml\r\n"
+    + b"Content-Length: %d\r\n\r\n%s" % (len(XML), XML)
+)
 LENGTH_0 = b"Content-Length: 0\r\n\r\n"
 SAMPLES = {
     # The last message ends the exchange: an interim answer alone never does.
@@ -258,7 +261,10 @@ def compiled_feed_loop() -> Any:
 
         folder = Path(CompiledOnce.folder.name)
         extension = Extension(
-            "feed_loop", [str(ROOT / "bench/peers/feed_loop.pyx")], include_dirs=[str(ROOT / "engine")], extra_compile_args=["-O3"]
+            "feed_loop",
+            [str(ROOT / "bench/peers/feed_loop.pyx")],
+            include_dirs=[str(ROOT / "engine")],
+            extra_compile_args=["-O3"],
         )
         modules = cythonize([extension], include_path=[str(ROOT)], build_dir=str(folder), quiet=True, language_level=3)
         build = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
@@ -404,7 +410,9 @@ def ratios(times: Times, slow: str, fast: str) -> dict[str, float]:
     """slow ÷ fast for each sample: median over the rounds of the ratio within a round"""
     both = set(times.get(slow, ())) & set(times.get(fast, ()))
     return {
-        s: statistics.median(a / b for a, b in zip(times[slow][s], times[fast][s], strict=True)) for s in SAMPLES if s in both
+        s: statistics.median(a / b for a, b in zip(times[slow][s], times[fast][s], strict=True))
+        for s in SAMPLES
+        if s in both
     }
 
 
@@ -446,7 +454,7 @@ def judge(times: Times, rounds: int, answers: int) -> list[Bar]:
         at_most(times, 2.2, "expect + feed, in two reads", "expect + feed"),
         Bar("60 KiB of head byte by byte", "≤ 30 ms", f"{slow_feed:.1f} ms", slow_feed <= 30),
         Bar(f"memory blocks grown over {answers:,} answers", "< 50", str(grown), grown < 50),
-        at_most(times, 1.0, "bare scan, AVX2", "bare scan, SSSE3"),
+        at_most(times, 1.0, "bare scan, AVX2", "bare scan, SSSE3", WITH_FIELDS),
     ]
     return [bar for bar in bars if bar]
 
@@ -501,7 +509,12 @@ def main() -> int:
     for note in left_out:
         print(f"left out: {note}")
     if chosen.json:
-        result = {"environment": environment(), "bars": [bar._asdict() for bar in bars], "ns": times, "left_out": left_out}
+        result = {
+            "environment": environment(),
+            "bars": [bar._asdict() for bar in bars],
+            "ns": times,
+            "left_out": left_out,
+        }
         chosen.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0 if all(bar.holds for bar in bars) else 1
 
