@@ -75,7 +75,7 @@ cdef class ResponseParser:
     cdef State state
     cdef RequestKind request
     cdef int events, interim_count
-    cdef list interims_seen
+    cdef tuple interims_seen
     cdef object on_body
     cdef object source  # feed()'s argument while it runs
     cdef bint in_callback
@@ -98,6 +98,7 @@ cdef class ResponseParser:
     cdef Chunks chunks
     cdef Head head
 
+    cpdef object expect(self, str method, object on_body=*)
     cdef int feed_buffer(self, const char *data, Py_ssize_t n) except -1
     cdef int take_body(self, const uint8_t *p, size_t n) except -1
     cdef const uint8_t *read_section(self, const uint8_t *p, bint final) except? NULL
@@ -107,6 +108,7 @@ cdef class ResponseParser:
     cdef const uint8_t *read_length(self, const uint8_t *p) except NULL
     cdef const uint8_t *read_chunks(self, const uint8_t *p) except NULL
     cdef int finish_head(self) except -1
+    cdef int finish_interim(self, tuple response) except -1
     cdef int finish_trailers(self) except -1
     cdef int finish(self) except -1
     cdef int fail(self, Fault fault, uint64_t at, const uint8_t *start=*, const uint8_t *end=*, size_t i=*) except -1

@@ -1,3 +1,4 @@
+# cython: binding=False, boundscheck=False, wraparound=False
 """The response parser: status line, fields, interim responses and body framing of HTTP/1.1 on the client's side.
 
 It is fed bytes and says what they are. It owns strictness (what is refused, and under which name: docs/parser.md) and knows
@@ -49,6 +50,7 @@ cdef extern from "_framing.h" nogil:
     uint32_t field_value_end(uint64_t field)
     bint same_name(const uint8_t *name, const char *other, size_t n)
     const char *scan_choose(const char *wanted)
+    bint scan_bare_continue(const uint8_t *p, size_t n, Head *head)
     Scanned scan_head(const uint8_t *p, size_t n, unsigned max_fields, Head *head)
     Scanned scan_trailers(const uint8_t *p, size_t n, unsigned max_fields, Head *head)
     Scanned frame_head(const uint8_t *p, Head *head, RequestKind request, Framing *framing)
@@ -56,6 +58,8 @@ cdef extern from "_framing.h" nogil:
     Chunk chunk_next(Chunks *chunks, const uint8_t **p, const uint8_t *end)
     void chunk_took(Chunks *chunks, uint64_t n)
 
+
+cdef const char *BARE_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 cdef enum:
     INTERIM_MAX = 16  # a request; every client measured takes thousands, nobody needs more than 3
@@ -251,6 +255,12 @@ cdef Response make_response(const uint8_t *p, const Head *found):
     return response
 
 
+# The answer that comes most often is made once.
+cdef Head bare
+scan_bare_continue(<const uint8_t *>BARE_CONTINUE, 25, &bare)
+cdef tuple bare_continue = (make_response(<const uint8_t *>BARE_CONTINUE, &bare),)
+
+
 @cython.final
 cdef class _BodyPiece:
     """Lends bytes of the feed to a body callback and knows whether they were given back."""
@@ -304,7 +314,7 @@ cdef class ResponseParser:
     @property
     def interims(self):
         """The 1xx responses that the last feed brought, in order."""
-        return [] if self.interims_seen is None else self.interims_seen
+        return [] if self.interims_seen is None else list(self.interims_seen)
 
     @property
     def body(self):
@@ -338,12 +348,14 @@ cdef class ResponseParser:
 
     # --- what happens ---
 
-    def expect(self, str method not None, on_body=None):
+    cpdef object expect(self, str method, object on_body=None):
         """Await the response to a request of this method. `on_body` is called with a memoryview of each piece of the body,
         valid during the call only (BufferError when it is kept); without it `body` collects.
 
         Raises RuntimeError: a response is awaited already. ParseError: the connection is not usable.
         """
+        if method is None:
+            raise TypeError("method: str, not None")
         if self.state == FAILED:
             self.refuse()
         if self.state != IDLE:
@@ -366,7 +378,7 @@ cdef class ResponseParser:
         self.framing.body = BODY_NONE
         self.state = IN_HEAD
 
-    def feed(self, data):
+    def feed(self, data, /):
         """Take what was received (any contiguous buffer). Returns what it brought.
 
         Raises ParseError: it is not a response as we accept it; `response` and `body` still hold what came ahead.
@@ -491,18 +503,13 @@ cdef class ResponseParser:
 
     cdef int finish_head(self) except -1:
         cdef Framing framing
+        if self.head.status == 100 and scan_bare_continue(self.section, self.head.length, &self.head):
+            return self.finish_interim(bare_continue)
         if frame_head(self.section, &self.head, self.request, &framing) == SCAN_BAD:
             self.fail(self.head.fault, self.section_at + self.head.fault_at,
                       self.section, self.section + self.head.length, self.head.fault_at)
         if self.head.status < 200:
-            self.interim_count += 1
-            if self.interim_count > INTERIM_MAX:
-                self.fail(FAULT_TOO_MANY_1XX, self.section_at, self.section, self.section + self.head.length)
-            if self.interims_seen is None:
-                self.interims_seen = []
-            self.interims_seen.append(make_response(self.section, &self.head))
-            self.events |= EVENT_INTERIM
-            return 0
+            return self.finish_interim((make_response(self.section, &self.head),))
         self.response = make_response(self.section, &self.head)
         self.framing = framing
         self.events |= EVENT_HEAD
@@ -519,6 +526,14 @@ cdef class ResponseParser:
         else:
             self.finish()
             self.state = IN_TUNNEL
+        return 0
+
+    cdef int finish_interim(self, tuple response) except -1:
+        self.interim_count += 1
+        if self.interim_count > INTERIM_MAX:
+            self.fail(FAULT_TOO_MANY_1XX, self.section_at, self.section, self.section + self.head.length)
+        self.interims_seen = response if self.interims_seen is None else self.interims_seen + response
+        self.events |= EVENT_INTERIM
         return 0
 
     cdef int finish_trailers(self) except -1:
@@ -597,7 +612,8 @@ cdef class ResponseParser:
         cdef const char *first = <const char *>start + (i - min(i, <size_t>EXCERPT))
         cdef size_t n = 0 if start is NULL else min(<size_t>(<const char *>end - first), <size_t>(2 * EXCERPT))
         cdef bytes near = first[:n] if n else b""
-        self.failure = (fault_kinds[<int>fault].decode(), at, repr(near)[2:-1])
+        cdef str shown = repr(near)
+        self.failure = (fault_kinds[<int>fault].decode(), at, shown[2 : len(shown) - 1])
         self.state = FAILED
         self.framing.keep_alive = False
         return self.refuse()

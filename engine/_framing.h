@@ -18,7 +18,7 @@ typedef struct {
 } Framing;
 
 /* 1#( 1*DIGIT ), all of the same text. RFC 9110 section 8.6 allows to collapse repetitions; differing ones are an attack. */
-static Scanned frame_content_length(const uint8_t *p, size_t at, size_t end, Framing *f, Head *h) {
+static inline Scanned frame_content_length(const uint8_t *p, size_t at, size_t end, Framing *f, Head *h) {
     for (;; at++) {
         while (at < end && is_ows(p[at]))
             at++;
@@ -47,7 +47,7 @@ static Scanned frame_content_length(const uint8_t *p, size_t at, size_t end, Fra
 }
 
 /* Exactly one `chunked`: we never send TE, so no other coding can be an answer to us. */
-static Scanned frame_transfer_encoding(const uint8_t *p, size_t at, size_t end, Framing *f, Head *h) {
+static inline Scanned frame_transfer_encoding(const uint8_t *p, size_t at, size_t end, Framing *f, Head *h) {
     if (f->transfer_encoding || end - at != 7 || !same_token(p + at, "chunked", 7))
         return scan_fault(h, FAULT_BAD_TRANSFER_ENCODING, at);
     f->transfer_encoding = true;
@@ -58,7 +58,7 @@ static Scanned frame_transfer_encoding(const uint8_t *p, size_t at, size_t end, 
 enum { CONNECTION_CLOSE = 1, CONNECTION_KEEP_ALIVE = 2 };
 
 /* A member that is no token says that somebody is confused: it counts as `close`. Empty members are nothing (RFC 9110 5.6.1). */
-static unsigned frame_connection(const uint8_t *p, size_t at, size_t end) {
+static inline unsigned frame_connection(const uint8_t *p, size_t at, size_t end) {
     unsigned said = 0;
     for (;; at++) {
         while (at < end && is_ows(p[at]))
@@ -81,7 +81,7 @@ static unsigned frame_connection(const uint8_t *p, size_t at, size_t end) {
 }
 
 /* Reads the framing of a scanned head. On SCAN_BAD the fault is in *h. */
-static Scanned frame_head(const uint8_t *p, Head *h, RequestKind request, Framing *f) {
+static inline Scanned frame_head(const uint8_t *p, Head *h, RequestKind request, Framing *f) {
     unsigned connection = 0;
     *f = (Framing){.length = -1};
     for (uint32_t i = 0; i < h->specials; i++) {
@@ -175,7 +175,7 @@ static inline int hex_digit(uint8_t c) {
 }
 
 /* One byte of a size line that is neither CR nor LF, both of which end every token but a quoted-string. */
-static Chunk chunk_line_byte(Chunks *c, uint8_t b) {
+static inline Chunk chunk_line_byte(Chunks *c, uint8_t b) {
     int digit;
     if (++c->line > CHUNK_LINE_MAX)
         return chunk_fault(c, FAULT_BAD_CHUNK_EXTENSION);
@@ -243,7 +243,7 @@ static Chunk chunk_line_byte(Chunks *c, uint8_t b) {
 }
 
 /* A size line is complete. */
-static Chunk chunk_line_done(Chunks *c) {
+static inline Chunk chunk_line_done(Chunks *c) {
     c->overhead += c->line + 2;
     if (c->overhead > CHUNK_OVERHEAD_MIN && (c->overhead - 1) / CHUNK_OVERHEAD_RATIO >= c->data)
         return chunk_fault(c, FAULT_CHUNK_OVERHEAD);
@@ -258,7 +258,7 @@ static Chunk chunk_line_done(Chunks *c) {
 
 /* Advances *p over framing. CHUNK_DATA: c->left > 0 bytes of data start at *p (end may come sooner, even at once): take some
  * and call chunk_took(). CHUNK_LAST: the trailer section starts at *p. CHUNK_BAD: *p is at the fault, or behind a bare CR. */
-static Chunk chunk_next(Chunks *c, const uint8_t **p, const uint8_t *end) {
+static inline Chunk chunk_next(Chunks *c, const uint8_t **p, const uint8_t *end) {
     for (; *p < end; ++*p) {
         uint8_t b = **p;
         Chunk step = CHUNK_MORE;

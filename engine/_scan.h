@@ -97,9 +97,14 @@ static inline uint64_t load64(const uint8_t *p) {
     return v;
 }
 
-/* `lower` is lower-case; s is known to be all tchar, of which only a letter becomes a letter by setting bit 5. */
+/* `lower` is a lower-case token; s is known to be all tchar, of which only a letter becomes a letter by setting bit 5, and only
+ * a hyphen a hyphen. */
 static inline bool same_token(const uint8_t *s, const char *lower, size_t n) {
-    for (size_t i = 0; i < n; i++)
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        if ((load64(s + i) | 0x2020202020202020) != load64((const uint8_t *)lower + i))
+            return false;
+    for (; i < n; i++)
         if ((s[i] | 0x20) != (uint8_t)lower[i])
             return false;
     return true;
@@ -163,7 +168,7 @@ static inline Scanned scan_bad_name(const uint8_t *p, size_t n, size_t name, siz
 }
 
 /* Fields from `at` to the empty line. */
-static Scanned scan_fields(const uint8_t *p, size_t n, size_t at, unsigned max_fields, Head *h) {
+static inline Scanned scan_fields(const uint8_t *p, size_t n, size_t at, unsigned max_fields, Head *h) {
     for (;;) {
         size_t name = at;
         if (at == n)
@@ -202,7 +207,7 @@ static Scanned scan_fields(const uint8_t *p, size_t n, size_t at, unsigned max_f
 }
 
 /* RFC 9112 section 4. The reason and the SP ahead of it may be missing (old XRootD sends neither). */
-static Scanned scan_status_line(const uint8_t *p, size_t n, size_t *next, Head *h) {
+static inline Scanned scan_status_line(const uint8_t *p, size_t n, size_t *next, Head *h) {
     static const char prefix[] = "HTTP/1.";
     for (size_t i = 0; i < 7; i++) {
         if (i == n)
@@ -249,7 +254,7 @@ static Scanned scan_status_line(const uint8_t *p, size_t n, size_t *next, Head *
 }
 
 /* n <= SCAN_HEAD_MAX, max_fields <= SCAN_FIELDS_MAX. */
-static Scanned scan_head_plain(const uint8_t *p, size_t n, unsigned max_fields, Head *h) {
+static inline Scanned scan_head_plain(const uint8_t *p, size_t n, unsigned max_fields, Head *h) {
     size_t at = 0;
     h->fields = h->specials = 0;
     Scanned line = scan_status_line(p, n, &at, h);
@@ -263,10 +268,11 @@ static inline Scanned scan_trailers(const uint8_t *p, size_t n, unsigned max_fie
 
 /* The answer that comes most often, and which the go-ahead waits for. */
 static inline bool scan_bare_continue(const uint8_t *p, size_t n, Head *h) {
-    static const char bare[] = "HTTP/1.1 100 Continue\r\n\r\n";
-    if (n < sizeof bare - 1 || memcmp(p, bare, sizeof bare - 1))
+    const uint8_t *bare = (const uint8_t *)"HTTP/1.1 100 Continue\r\n\r\n";
+    if (n < 25 || load64(p) != load64(bare) || load64(p + 8) != load64(bare + 8) || load64(p + 16) != load64(bare + 16) ||
+        p[24] != '\n')
         return false;
-    h->length = sizeof bare - 1;
+    h->length = 25;
     h->fields = h->specials = 0;
     h->minor = 1;
     h->status = 100;
@@ -456,7 +462,7 @@ SCAN_TARGET SCAN_INLINE size_t SCAN_NAME(find_ctl)(SCAN_NAME(Bitmaps) *b, size_t
     }
 }
 
-SCAN_TARGET static Scanned SCAN_NAME(scan_head)(const uint8_t *p, size_t n, unsigned max_fields, Head *h) {
+SCAN_TARGET static inline Scanned SCAN_NAME(scan_head)(const uint8_t *p, size_t n, unsigned max_fields, Head *h) {
     SCAN_NAME(Bitmaps) b;
     if (scan_bare_continue(p, n, h))
         return SCAN_DONE;

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from reference_parser import BODY_MAX, Outcome, parse_exchange
 
+from engine import _fastparse
 from engine._fastparse import Event, ParseError, ResponseParser
 
 FOLDER = Path(__file__).parent / "vectors"
@@ -27,6 +28,18 @@ _VECTOR = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _REPEAT = re.compile(r"(\d+) \* (.*)", re.DOTALL)
+
+
+def is_here(instruction_set: str) -> bool:
+    try:
+        return bool(_fastparse._use_instruction_set(instruction_set))
+    except ValueError:
+        return False
+    finally:
+        _fastparse._use_instruction_set("")
+
+
+INSTRUCTION_SETS = list(filter(is_here, ("baseline", "ssse3", "avx2", "avx512", "neon")))
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,19 @@ class Vector:
 
     def __str__(self) -> str:
         return re.sub(r"\W+", "_", self.title)
+
+
+def load_corpus() -> list[bytes]:
+    """What the fuzzers found worth keeping: one input a line, escaped as in the vectors."""
+    lines = (FOLDER.parent / "fuzz" / "corpus.txt").read_text(encoding="ascii").splitlines()
+    return [line.encode("ascii").decode("unicode_escape").encode("latin-1") for line in lines]
+
+
+def escape(data: bytes) -> str:
+    """One line of the corpus."""
+    text = data.decode("latin-1").replace("\\", "\\x5c")
+    escaped = text.encode("unicode_escape").decode("ascii").replace("\\\\", "\\")
+    return re.sub(r" $", r"\\x20", escaped)
 
 
 def unescape(line: str) -> bytes:
@@ -126,9 +152,17 @@ def split(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def ask_fast(pieces: Sequence[bytes | memoryview], method: str, eof: bool) -> Answer:
+def joined(fields: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for raw_name, raw_value in fields:
+        name, value = raw_name.decode().lower(), raw_value.decode("latin-1")
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
+
+
+def ask_fast(pieces: Sequence[bytes | memoryview], method: str, eof: bool, **limits: int) -> Answer:
     """Feed the pieces until the response is complete or faulty; the rest counts as unused."""
-    parser = ResponseParser()
+    parser = ResponseParser(**limits)
     parser.expect(method)
     interims = []
     events = Event.NONE
@@ -149,6 +183,8 @@ def ask_fast(pieces: Sequence[bytes | memoryview], method: str, eof: bool) -> An
     except ParseError as error:
         fault = (error.kind, error.offset)
     response = parser.response
+    if response:
+        assert response.headers() == joined(response.raw_headers())
     done = not parser.armed and fault is None
     if fault is None:
         assert events == (
@@ -172,14 +208,14 @@ def ask_fast(pieces: Sequence[bytes | memoryview], method: str, eof: bool) -> An
     )
 
 
-def ask_reference(data: bytes, method: str, eof: bool) -> Answer:
-    out: Outcome = parse_exchange(data, method, eof)
+def ask_reference(data: bytes, method: str, eof: bool, *, body_max: int = BODY_MAX, **limits: int) -> Answer:
+    out: Outcome = parse_exchange(data, method, eof, **limits)
     f = out.framing
     return Answer(
         interims=[(h.minor, h.status, h.reason.decode("latin-1"), h.fields) for h in out.interims],
         response=out.response
         and (out.response.minor, out.response.status, out.response.reason.decode("latin-1"), out.response.fields),
-        body=bytes(out.body[:BODY_MAX]),
+        body=bytes(out.body[:body_max]),
         body_size=len(out.body),
         content_length=f.length,
         content_length_repeated=f.length_repeated,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import reference_parser
-from parser_vectors import Vector, ask_fast, ask_reference, load_vectors, split
+from parser_vectors import INSTRUCTION_SETS, Vector, ask_fast, ask_reference, load_vectors, split
 
 from engine import _fastparse
 from engine._fastparse import Event, ParseError, Response, ResponseParser
@@ -29,18 +29,6 @@ VECTORS = list(load_vectors())
 SMALL = 600  # bytes up to which a vector is also tried at every length, against the (quadratic) reference
 OK = b"HTTP/1.1 200 OK\r\n"
 EMPTY = OK + b"Content-Length: 0\r\n\r\n"
-
-
-def is_here(instruction_set: str) -> bool:
-    try:
-        return bool(_fastparse._use_instruction_set(instruction_set))
-    except ValueError:
-        return False
-    finally:
-        _fastparse._use_instruction_set("")
-
-
-INSTRUCTION_SETS = list(filter(is_here, ("baseline", "ssse3", "avx2", "avx512", "neon")))
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)
