@@ -6,10 +6,10 @@ where anything between client and server would change the microseconds that matt
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 # linux/sock_diag.h, linux/inet_diag.h
@@ -54,16 +54,15 @@ class DestroyedSockets:
     def __exit__(self, *exc_info: object) -> None:
         self._netlink.close()
 
-    def wait(self, local_port: int, count: int, timeout_s: float = 10) -> list[Destroyed]:
-        """Return what is known of connections to `local_port` once there are `count` of them. AssertionError if not."""
+    def wait(self, local_port: int, peer_ports: Collection[int], timeout_s: float = 10) -> dict[int, int]:
+        """Return ``bytes_received`` by peer port for these connections once all have ended. AssertionError when they don't."""
         deadline = time.monotonic() + timeout_s
         while True:
             self._collect()
-            # A listening socket has no peer.
-            found = [each for each in self._seen if each.local_port == local_port and each.peer_port]
-            if len(found) >= count:
-                return found
-            assert time.monotonic() < deadline, f"{len(found)} of {count} connections to {local_port} have ended"
+            ended = {each.peer_port: each.bytes_received for each in self._seen if each.local_port == local_port}
+            if ended.keys() >= set(peer_ports):
+                return {port: ended[port] for port in peer_ports}
+            assert time.monotonic() < deadline, f"still there: {set(peer_ports) - ended.keys()}"
             time.sleep(0.01)
 
     def _collect(self) -> None:
@@ -104,14 +103,3 @@ def attribute(attributes: bytes, wanted: int) -> bytes | None:
 def align(size: int) -> int:
     """Round up to netlink's four bytes."""
     return (size + 3) & ~3
-
-
-def available() -> bool:
-    """Say whether this process may listen."""
-    if os.geteuid() != 0:
-        return False
-    try:
-        DestroyedSockets().__exit__()
-    except OSError:
-        return False
-    return True
