@@ -312,9 +312,10 @@ class Nginx(LiveServer):
         ]
         locations += [f"location /{s}/ {{ return {s}; }}" for s in REFUSAL_STATUSES]
         locations += ["location /413/ { client_max_body_size 1m; proxy_pass http://127.0.0.1:9; }"]
-        self._spawn_nginx(
-            "nginx", f"server {{ listen 127.0.0.1:{redirector}; {' '.join(locations)} }} {self._store(store, 'data')}"
-        )
+        # A connection that is reset after a redirect is kept as idle for this long, and only then counted by the kernel.
+        idle = "keepalive_timeout 2s;"
+        redirecting = f"server {{ listen 127.0.0.1:{redirector}; {idle} {' '.join(locations)} }}"
+        self._spawn_nginx("nginx", f"{redirecting} {self._store(store, 'data')}")
         self._spawn_nginx("nginx-full", self._store(full, "full"), file_limit=self.full_at)
         for port in (redirector, store, full):
             self.wait_for_port(port)
