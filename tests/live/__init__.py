@@ -1,0 +1,5 @@
+"""Live tests: the engine against real servers."""
+
+import pytest
+
+pytest.register_assert_rewrite(f"{__name__}.cases")

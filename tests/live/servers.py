@@ -312,9 +312,10 @@ class Nginx(LiveServer):
         ]
         locations += [f"location /{s}/ {{ return {s}; }}" for s in REFUSAL_STATUSES]
         locations += ["location /413/ { client_max_body_size 1m; proxy_pass http://127.0.0.1:9; }"]
-        self._spawn_nginx(
-            "nginx", f"server {{ listen 127.0.0.1:{redirector}; {' '.join(locations)} }} {self._store(store, 'data')}"
-        )
+        # A connection that is reset after a redirect is kept as idle for this long, and only then counted by the kernel.
+        idle = "keepalive_timeout 2s;"
+        redirecting = f"server {{ listen 127.0.0.1:{redirector}; {idle} {' '.join(locations)} }}"
+        self._spawn_nginx("nginx", f"{redirecting} {self._store(store, 'data')}")
         self._spawn_nginx("nginx-full", self._store(full, "full"), file_limit=self.full_at)
         for port in (redirector, store, full):
             self.wait_for_port(port)
@@ -375,18 +376,29 @@ class Xrootd(LiveServer):
             shutil.chown(self.data.parent, "xrootd", "xrootd")
         configuration = self._configure("manager", manager, cms, "")
         # One after the other: a daemon that does not find the one it logs in to tries again after 10 s.
-        self.spawn("manager-cmsd", ["cmsd", "-c", configuration, "-p", str(cms)], user="xrootd")
+        self._spawn_daemon("cmsd", configuration, "-p", str(cms))
         self.wait_for_port(cms)
-        self.spawn("manager-xrootd", ["xrootd", "-c", configuration], user="xrootd")
+        self._spawn_daemon("xrootd", configuration)
         self.wait_for_port(manager)
         configuration = self._configure("server", store, cms, "cms.space linger 0 recalc 5 min 1g 2g")
-        self.spawn("server-cmsd", ["cmsd", "-c", configuration], user="xrootd")
+        self._spawn_daemon("cmsd", configuration)
         login = self.folder / "server/.olb/olbd.admin"
         self.wait_until(lambda: listens(login), "the data server's cmsd takes logins")
-        self.spawn("server-xrootd", ["xrootd", "-c", configuration], user="xrootd", file_limit=self.full_at)
+        self._spawn_daemon("xrootd", configuration, file_limit=self.full_at)
         self.wait_for_port(store)
         # Until the data server has logged in, and `startup` is over, the manager sits on a request for 10 s: ask again sooner.
         self.make_known("ready")
+
+    def _spawn_daemon(self, program: str, configuration: Path, *arguments: str, file_limit: int | None = None) -> None:
+        role = configuration.stem
+        # all.pidpath does not move the .env file, which goes to /tmp, under a name that all instances share; -s does.
+        pid_file = self.folder / role / f"{program}.pid"
+        self.spawn(
+            f"{role}-{program}",
+            [program, "-c", configuration, "-s", pid_file, *arguments],
+            user="xrootd",
+            file_limit=file_limit,
+        )
 
     def _configure(self, role: str, port: int, cms_port: int, more: str) -> Path:
         own = self.make_folder(role, owner="xrootd")
