@@ -1,7 +1,7 @@
 """Draw the exchange's states from its table, as a Mermaid diagram in ARCHITECTURE.md.
 
-    python tools/diagram.py            print it
-    python tools/diagram.py --write    put it into ARCHITECTURE.md (tests/test_docs.py checks that it is the table's)
+python tools/diagram.py            print it
+python tools/diagram.py --write    put it into ARCHITECTURE.md (tests/test_docs.py checks that it is the table's)
 """
 
 import argparse
