@@ -15,7 +15,7 @@ import sysconfig
 OLDEST = (3, 10)
 
 
-def what_is_missing():
+def what_is_missing() -> list:
     """Sentences, each naming a remedy; none when all is there."""
     version = "{}.{}".format(*sys.version_info)
     if sys.version_info < OLDEST:
@@ -44,7 +44,7 @@ def what_is_missing():
     return missing
 
 
-def fits(folder):
+def fits(folder: str) -> bool:
     """Whether `folder` is an environment of this Python, with pip."""
     code = "import sys, pip; print(sys.version)"
     try:
@@ -56,7 +56,7 @@ def fits(folder):
     return found.returncode == 0 and found.stdout.decode().strip() == sys.version.strip()
 
 
-def make(folder):
+def make(folder: str) -> None:
     missing = what_is_missing()
     if missing:
         sys.exit("\n".join(missing))
@@ -72,7 +72,7 @@ def make(folder):
         pass
 
 
-def extra(name):
+def extra(name: str) -> None:
     from importlib.metadata import metadata, requires
 
     if name not in (metadata("putengine").get_all("Provides-Extra") or []):
