@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import engine
 import pytest
 import uvloop
+
+import engine
 from engine import cli, errors, events, sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
