@@ -47,7 +47,7 @@ FILE_OBJECT_CHUNK_BYTES: Final = 1 * MIB  # read() of a file object without a de
 # --- redirects and retries ------------------------------------------------------------------------------------------
 REDIRECT_MAX_HOPS: Final = 5  # S3 needs 1, AIStore 1, XRootD 2 (manager, then server); curl allows 50
 RETRY_MAX_ATTEMPTS: Final = 3  # botocore's standard mode
-RETRY_BASE_S: Final = 0.1  # as AWS SDKs have it; full jitter makes 50 ms of it on average
+RETRY_BASE_S: Final = 0.1  # AWS SDK for Java 2 has the same; full jitter makes 50 ms of it on average
 RETRY_CAP_S: Final = 20.0  # botocore's
 RETRY_AFTER_MAX_S: Final = 60.0  # a server that asks for more gets an error instead of a sleeping client
 
