@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from importlib import import_module
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,31 @@ def test_the_version_is_the_same_everywhere() -> None:
     )
     assert written == engine.__version__
     assert f"## {written}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def third_party_imports(folder: str) -> set[str]:
+    """Top-level modules from elsewhere. Those under TYPE_CHECKING count too: mypy wants them."""
+    found = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(str(node.module).partition(".")[0])
+    ours = {path.stem for each in ("tests", "bench", "tools") for path in (ROOT / each).rglob("*")}
+    return found - set(sys.stdlib_module_names) - ours - {"engine", "tests", "bench"}
+
+
+@pytest.mark.parametrize(("folder", "extra"), [("tests", "test"), ("bench", "bench")])
+def test_the_extras_name_what_is_imported(folder: str, extra: str) -> None:
+    built_with = {"cython", "setuptools"}
+    named = {
+        re.split(r"[^\w.-]", requirement)[0].lower()
+        for requirement in requires("putengine") or []
+        if "extra ==" not in requirement or f'extra == "{extra}"' in requirement
+    }
+    missing = {name.lower().replace("_", "-") for name in third_party_imports(folder)} - named - built_with
+    assert not missing, f"pyproject.toml: the extra {extra!r} lacks {sorted(missing)}"
 
 
 def test_it_runs_from_the_root_of_a_checkout() -> None:
