@@ -78,7 +78,9 @@ class Connection(asyncio.BufferedProtocol):
         self.on_unusable: Callable[[Connection], None] | None = None
         self._channel = channel
         self._loop = channel.loop
-        self._parser = ResponseParser(body_max=limits.ERROR_BODY_MAX_BYTES)
+        self._parser = ResponseParser(
+            max_head=limits.HEAD_MAX_BYTES, max_fields=limits.FIELDS_MAX, body_max=limits.ERROR_BODY_MAX_BYTES
+        )
         self._transport: Any = None
         self._socket: socket.socket | None = None
         self._exchange: Exchange | None = None

@@ -41,21 +41,19 @@ HAPPY_EYEBALLS_DELAY_S: Final = 0.25  # RFC 8305 section 8
 INLINE_BODY_MAX_BYTES: Final = 1 * MIB  # sent on the loop: 97 µs for 256 KiB, a hand-over to a thread costs 131 µs
 HELD_BACK_BYTES: Final = 64 * KIB  # of a large file: sent last, once the file is known to be unchanged
 COALESCE_MAX_BYTES: Final = 64 * KIB  # head and body leave in one segment when nothing is awaited
-READ_CHUNK_BYTES: Final = 256 * KIB  # pread of a file that knows no sendfile
 HASH_PIECE_BYTES: Final = 1 * MIB  # of memory hashed between two looks at whether it is still wanted
 FILE_OBJECT_CHUNK_BYTES: Final = 1 * MIB  # read() of a file object without a descriptor
 
 # --- redirects and retries ------------------------------------------------------------------------------------------
 REDIRECT_MAX_HOPS: Final = 5  # S3 needs 1, AIStore 1, XRootD 2 (manager, then server); curl allows 50
 RETRY_MAX_ATTEMPTS: Final = 3  # botocore's standard mode
-RETRY_BASE_S: Final = 0.1
+RETRY_BASE_S: Final = 0.1  # AWS SDK for Java 2 has the same; full jitter makes 50 ms of it on average
 RETRY_CAP_S: Final = 20.0  # botocore's
 RETRY_AFTER_MAX_S: Final = 60.0  # a server that asks for more gets an error instead of a sleeping client
 
 # --- S3 -------------------------------------------------------------------------------------------------------------
 KEY_MAX_BYTES: Final = 1024  # UTF-8; "Creating object key names" in the S3 user guide
 METADATA_MAX_BYTES: Final = 2048  # names and values together; "Working with object metadata"
-PUT_MAX_BYTES: Final = 5 * 1024 * MIB  # one PUT on AWS; others differ, so the server says it, not we
 XML_MAX_BYTES: Final = ERROR_BODY_MAX_BYTES
 XML_MAX_DEPTH: Final = 16  # S3's error documents are two levels deep
 CREDENTIALS_EARLY_S: Final = 300.0  # refresh this long before they expire; botocore's mandatory window is 10 min
