@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 from engine import arguments
@@ -30,7 +30,7 @@ from engine.interrupt import Interrupted, run, signals_raise
 if TYPE_CHECKING:
     from engine import events
     from engine.client import Client, Transfer
-    from engine.display import Paint, ProgressMode, PutProgress, StatusLine
+    from engine.display import Paint, ProgressMode, StatusLine, TransferProgress
     from engine.results import Hop, ObjectInfo, PutResult
 
 T = TypeVar("T")
@@ -61,6 +61,7 @@ _EXIT_CODES: Final[tuple[tuple[type[EngineError], int], ...]] = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code; errors are printed, not raised. Only from the main thread."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _fill_streams()
     try:
         with signals_raise():
             args = arguments.parse(words)
@@ -84,6 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         traceback.print_exc()
         return EXIT_BUG
+
+
+def _fill_streams() -> None:
+    """With a standard stream closed (`>&-`) the next file or socket would get its number, and our words."""
+    for fd, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number: `fd`, but when run inside a larger program
+            if fd:
+                setattr(sys, name, open(opened, "w"))  # noqa: SIM115
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -178,14 +188,14 @@ class _Screen:
     """Where a command writes: the status line, the trace, the summary."""
 
     def __init__(self, args: argparse.Namespace, out: TextIO | None = None) -> None:
-        from engine.display import Paint, PutProgress, StatusLine, is_terminal
+        from engine.display import Paint, StatusLine, TransferProgress, is_terminal
 
         mode = args.progress
         chosen: ProgressMode = "line" if mode == "auto" and is_terminal(sys.stderr) else "plain"
         self.out = sys.stdout if out is None else out
         self.paint: Paint = Paint.on(self.out)
         self.line: StatusLine = StatusLine(sys.stderr, "off" if args.quiet or mode == "off" else chosen)
-        self.progress: PutProgress = PutProgress(self.line)
+        self.progress: TransferProgress = TransferProgress(self.line)
         self._json: bool = args.json
         self._quiet: bool = args.quiet
         self._trace: bool = args.trace
@@ -235,7 +245,7 @@ def _put(args: argparse.Namespace) -> int:
     async def put(client: Client) -> PutResult:
         transfer = client.start_put(source, args.url, **options, on_event=screen.on_event)
         transfers.append(transfer)
-        return await _watched(transfer, screen)
+        return await _watched(transfer, lambda: screen.progress.tick(transfer.progress))
 
     try:
         result: PutResult = _call(args, screen, put)
@@ -257,19 +267,20 @@ def _raw(stream: TextIO) -> Any:
     return getattr(stream.buffer, "raw", stream.buffer)
 
 
-async def _watched(transfer: Transfer, screen: _Screen) -> PutResult:
+async def _watched(work: Awaitable[T], tick: Callable[[], None]) -> T:
+    """The outcome of `work`; `tick` is called meanwhile, again and again."""
     import asyncio
 
     from engine.display import TICK_S
 
-    async def tick() -> None:
+    async def keep_ticking() -> None:
         while True:
-            screen.progress.tick(transfer.progress)
+            tick()
             await asyncio.sleep(TICK_S)
 
-    ticking = asyncio.ensure_future(tick())
+    ticking = asyncio.ensure_future(keep_ticking())
     try:
-        return await transfer
+        return await work
     finally:
         ticking.cancel()
 
@@ -382,21 +393,31 @@ def _delete(args: argparse.Namespace) -> int:
 def _get(args: argparse.Namespace) -> int:
     import time
 
+    from engine.client import open_sink
     from engine.display import format_bytes, format_rate, format_seconds
 
     to_stdout = args.file in ("", "-")
     if not args.file and sys.stdout.isatty():
         raise UsageError("an object is not written to a terminal unasked; give FILE, or - if you mean it")
-    if not to_stdout and os.path.isdir(args.file):
-        raise IsADirectoryError(21, "is a directory", args.file)
     screen = _Screen(args, out=sys.stderr if to_stdout else None)
     options = arguments.call_options(args)
-    sink = _raw(sys.stdout) if to_stdout else args.file
     sys.stdout.flush()
     began = time.monotonic()
-    count: int = _call(args, screen, lambda client: client.get(args.url, sink, **options, on_event=screen.on_event))
-    took_s = time.monotonic() - began
+
+    async def get(client: Client) -> int:
+        sink = open_sink(_raw(sys.stdout) if to_stdout else args.file)
+        getting = client.get(args.url, sink, **options, on_event=screen.on_event)
+        return await _watched(getting, lambda: screen.progress.tick_get(sink.count))
+
     name = "standard output" if to_stdout else args.file
+    try:
+        count: int = _call(args, screen, get)
+    except EngineError:
+        raise
+    except OSError as error:
+        error.filename = error.filename or name  # a write that failed names no file
+        raise
+    took_s = time.monotonic() - began
     screen.report(
         {"size": count, "file": name, "seconds": took_s},
         [f"fetched {format_bytes(count)} in {format_seconds(took_s)} ({format_rate(count / took_s)}) to {name}"],

@@ -173,11 +173,13 @@ def amount(done: int, total: int | None, bytes_per_s: float) -> str:
 
 
 _WAITS: Final = {
+    "hashing": "reading the source to hash it",
     "resolving": "looking up",
     "connecting": "connecting to",
     "asking": "asking",
     "awaiting answer": "awaiting the answer of",
     "backing off": "pausing before trying again",
+    "done": "hashing what was sent",
 }
 
 
@@ -186,14 +188,16 @@ def waiting(progress: Progress, peer: str, waited_s: float) -> str:
     doing = _WAITS.get(progress.phase)
     if doing is None:
         return ""
-    whom = f" {peer}" if peer and progress.phase != "backing off" else ""
+    whom = f" {peer}" if peer and progress.phase in ("connecting", "asking", "awaiting answer") else ""
     notes = [f"attempt {progress.attempt}"] if progress.attempt > 1 else []
     notes += [f"hop {progress.hop}"] if progress.hop > 1 else []
     return f"{doing}{whom} … {waited_s:.1f} s" + (f" ({', '.join(notes)})" if notes else "")
 
 
-def progress_text(progress: Progress, *, peer: str, waited_s: float, bytes_per_s: float) -> str:
-    """One line about a running put.
+def progress_text(
+    progress: Progress, *, peer: str, waited_s: float, bytes_per_s: float, direction: Literal["to", "from"] = "to"
+) -> str:
+    """One line about a running transfer.
 
     Args:
       peer: host and port it talks to, "" when not known yet.
@@ -202,8 +206,8 @@ def progress_text(progress: Progress, *, peer: str, waited_s: float, bytes_per_s
     """
     done = amount(progress.sent, progress.total, bytes_per_s)
     if progress.phase == "sending":
-        stalled = f"  no byte accepted for {waited_s:.0f} s" if waited_s >= 2 else ""
-        return f"{done}{stalled}  to {peer}" if peer else done + stalled
+        stalled = f"  no byte moved for {waited_s:.0f} s" if waited_s >= 2 else ""
+        return f"{done}{stalled}  {direction} {peer}" if peer else done + stalled
     wait = waiting(progress, peer, waited_s)
     if progress.sent and progress.phase == "awaiting answer":
         return f"{format_bytes(progress.sent)} sent, {wait}"
@@ -264,7 +268,7 @@ def _columns(stream: TextIO) -> int:
         return 80
 
 
-class PutProgress:
+class TransferProgress:
     """Turns what a transfer says of itself into status lines. Keeps only when something last changed."""
 
     def __init__(self, line: StatusLine) -> None:
@@ -280,14 +284,20 @@ class PutProgress:
         elif isinstance(event, events.Connected):
             self._peer = authority(event.origin)
 
-    def tick(self, progress: Progress) -> None:
+    def tick(self, progress: Progress, direction: Literal["to", "from"] = "to") -> None:
         now = time.monotonic()
-        if self._last is None or progress != self._last:
+        if progress != self._last:
             self._last, self._since = progress, now
         self._rate.add(now, progress.sent)
+        waited_s, rate = now - self._since, self._rate.bytes_per_s
         self._line.show(
-            progress_text(progress, peer=self._peer, waited_s=now - self._since, bytes_per_s=self._rate.bytes_per_s)
+            progress_text(progress, peer=self._peer, waited_s=waited_s, bytes_per_s=rate, direction=direction)
         )
+
+    def tick_get(self, received: int) -> None:
+        """The same for a get, of which only the bytes that came are known."""
+        phase = "sending" if received else "awaiting answer" if self._peer else "connecting"
+        self.tick(Progress(received, None, phase, 1, 1), "from")
 
 
 def authority(url: str) -> str:
