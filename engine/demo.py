@@ -272,10 +272,10 @@ class _Timeline:
             whom = self._names.get(target, target)
             return "re-signed", paint.yellow, "(here)", f"a new request to the {whom}, {target}"
         if isinstance(event, events.Response):
-            sent = f"{event.status}, {event.body_bytes_sent:,} body bytes had left"
             if event.status >= 300:
-                return "refused", paint.red, self._whom, sent
-            return "stored", paint.green, self._whom, sent
+                left = f"{event.body_bytes_sent:,} body bytes had left"
+                return "refused", paint.red, self._whom, f"{event.status}, {left}"
+            return "stored", paint.green, self._whom, f"{event.status}, {event.body_bytes_sent:,} by {event.send_path}"
         return None
 
 

@@ -7,11 +7,12 @@ import signal
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+PATIENCE_S: Final = 2.0  # giving back takes milliseconds, unless a disk or a thread hangs
 
 
 class Interrupted(BaseException):
@@ -49,22 +50,23 @@ def signals_raise() -> Generator[None, None, None]:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` on a new uvloop. The first signal cancels it, and once it has given back what it held, Interrupted is raised;
-    a second one ends the process at once. Only from the main thread."""
+    one that comes `PATIENCE_S` later ends the process at once. Only from the main thread."""
     import asyncio
 
     import uvloop
 
-    caught: list[int] = []
+    caught: list[tuple[int, float]] = []
 
     async def guarded() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
         def stop(signum: int) -> None:
-            if caught:
+            if not caught:
+                caught.append((signum, loop.time()))
+                task.cancel()
+            elif loop.time() - caught[0][1] > PATIENCE_S:
                 os._exit(128 + signum)
-            caught.append(signum)
-            task.cancel()
 
         for signum in SIGNALS:
             loop.add_signal_handler(signum, stop, signum)
@@ -76,7 +78,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         if not caught:
             raise
-        raise Interrupted(caught[0]) from None
+        raise Interrupted(caught[0][0]) from None
     finally:
         _restore(before)  # the loop leaves the defaults behind
 
