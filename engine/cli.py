@@ -29,7 +29,7 @@ from engine.interrupt import Interrupted, run, signals_raise
 
 if TYPE_CHECKING:
     from engine import events
-    from engine.client import Client, Transfer
+    from engine.client import Client
     from engine.display import Paint, ProgressMode, StatusLine, TransferProgress
     from engine.results import Hop, ObjectInfo, PutResult
 
@@ -91,7 +91,9 @@ def _fill_streams() -> None:
     """With a standard stream closed (`>&-`) the next file or socket would get its number, and our words."""
     for fd, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number: `fd`, but when run inside a larger program
+            opened = os.open(
+                os.devnull, os.O_RDWR
+            )  # the lowest free number: `fd`, but when run inside a larger program
             if fd:
                 setattr(sys, name, open(opened, "w"))  # noqa: SIM115
 
@@ -200,9 +202,17 @@ class _Screen:
         self._quiet: bool = args.quiet
         self._trace: bool = args.trace
         self._began: float | None = None
+        self.body_size: int | None = None
+        self.body_bytes_sent = 0
 
     def on_event(self, event: events.Event) -> None:
+        from engine import events
+
         self.progress.on_event(event)
+        if isinstance(event, events.BodyStarted):
+            self.body_size = event.size
+        elif isinstance(event, events.Done):
+            self.body_bytes_sent = event.body_bytes_sent
         if self._trace:
             from engine.display import trace_lines
 
@@ -240,17 +250,15 @@ def _put(args: argparse.Namespace) -> int:
     screen = _Screen(args)
     options = arguments.put_options(args)
     source = _standard_input() if args.file == "-" else args.file
-    transfers: list[Transfer] = []
 
     async def put(client: Client) -> PutResult:
         transfer = client.start_put(source, args.url, **options, on_event=screen.on_event)
-        transfers.append(transfer)
         return await _watched(transfer, lambda: screen.progress.tick(transfer.progress))
 
     try:
         result: PutResult = _call(args, screen, put)
     except Interrupted as interrupted:
-        raise Interrupted(interrupted.signum, _became_of(transfers)) from None
+        raise Interrupted(interrupted.signum, _became_of(screen)) from None
     screen.report(result, put_summary(result, args.url, screen.paint))
     return EXIT_OK
 
@@ -285,17 +293,16 @@ async def _watched(work: Awaitable[T], tick: Callable[[], None]) -> T:
         ticking.cancel()
 
 
-def _became_of(transfers: Sequence[Transfer]) -> str:
+def _became_of(screen: _Screen) -> str:
+    """Of an interrupted put."""
     from engine.display import format_bytes
 
-    if not transfers:
-        return "nothing was sent"
-    sent, total = transfers[0].progress[:2]
+    sent, size = screen.body_bytes_sent, screen.body_size
     if not sent:
         return "no body byte was sent, nothing was stored"
-    if total is None or sent < total:
-        return f"after {format_bytes(sent)}{f' of {format_bytes(total)}' if total else ''}; nothing was stored"
-    return "the whole body was sent but not yet confirmed; the object may have been stored"
+    if size is None or sent < size:
+        return f"after {format_bytes(sent)}{f' of {format_bytes(size)}' if size else ''}; nothing was stored"
+    return "the whole body was sent but not confirmed, the object may have been stored"
 
 
 def put_summary(result: PutResult, url: str, paint: Paint) -> list[str]:
@@ -308,10 +315,11 @@ def put_summary(result: PutResult, url: str, paint: Paint) -> list[str]:
     lines = [
         f"{paint.bold(paint.green('stored'))} {shown}",
         f"  {format_bytes(result.size)} in {format_seconds(total_s)} "
-        f"({format_rate(result.size / total_s if total_s > 0 else 0)}){how}"
-        + (f", etag {result.etag}" if result.etag else ""),
+        f"({format_rate(result.size / total_s if total_s > 0 else 0)}){how}",
         f"  {_checksum_text(result)}",
     ]
+    if result.etag:
+        lines.append(f"  etag {result.etag}")
     if result.version_id:
         lines.append(f"  version {result.version_id}")
     if len(result.hops) > 1:

@@ -18,6 +18,7 @@ ProgressMode = Literal["line", "plain", "off"]
 
 TICK_S: Final = 0.1  # how often the progress line is drawn
 PLAIN_EVERY_S: Final = 10.0  # a line each, where there is no terminal
+STALL_SHOWN_S: Final = 2.0  # without a byte, before a rate is no longer worth showing
 RATE_WINDOW_S: Final = 3.0  # what "now" means for a rate: shorter jumps, longer lags
 
 _UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -161,15 +162,18 @@ class Rate:
         return (last - first) / (ended - began) if ended > began else 0.0
 
 
-def amount(done: int, total: int | None, bytes_per_s: float) -> str:
+def amount(done: int, total: int | None, bytes_per_s: float | None) -> str:
     """What is done, how fast, and how long the rest takes: " 61 %  1.22 GiB of 2.00 GiB  412 MiB/s  0:02 left"."""
     if total is None:
-        return f"{format_bytes(done)}  {format_rate(bytes_per_s)}"
-    percent = 100 * done // total if total else 100  # rounded down: 100 % means all
-    text = f"{percent:3} %  {format_bytes(done)} of {format_bytes(total)}  {format_rate(bytes_per_s)}"
-    if bytes_per_s > 0 and done < total:
-        text += f"  {format_left((total - done) / bytes_per_s)} left"
-    return text
+        words = [format_bytes(done)]
+    else:
+        percent = 100 * done // total if total else 100  # rounded down: 100 % means all
+        words = [f"{percent:3} %", f"{format_bytes(done)} of {format_bytes(total)}"]
+    if bytes_per_s is not None:
+        words.append(format_rate(bytes_per_s))
+        if total is not None and bytes_per_s > 0 and done < total:
+            words.append(f"{format_left((total - done) / bytes_per_s)} left")
+    return "  ".join(words)
 
 
 _WAITS: Final = {
@@ -181,37 +185,31 @@ _WAITS: Final = {
     "backing off": "pausing before trying again",
     "done": "hashing what was sent",
 }
-
-
-def waiting(progress: Progress, peer: str, waited_s: float) -> str:
-    """What a transfer is waiting for: "asking s3.example.com … 1.2 s (hop 2)". Empty while bytes flow."""
-    doing = _WAITS.get(progress.phase)
-    if doing is None:
-        return ""
-    whom = f" {peer}" if peer and progress.phase in ("connecting", "asking", "awaiting answer") else ""
-    notes = [f"attempt {progress.attempt}"] if progress.attempt > 1 else []
-    notes += [f"hop {progress.hop}"] if progress.hop > 1 else []
-    return f"{doing}{whom} … {waited_s:.1f} s" + (f" ({', '.join(notes)})" if notes else "")
+_WITH_PEER: Final = ("connecting", "asking", "awaiting answer")
 
 
 def progress_text(
     progress: Progress, *, peer: str, waited_s: float, bytes_per_s: float, direction: Literal["to", "from"] = "to"
 ) -> str:
-    """One line about a running transfer.
+    """One line about a running transfer: how far it is while bytes move, else what it waits for.
 
     Args:
       peer: host and port it talks to, "" when not known yet.
-      waited_s: seconds since phase, hop or attempt changed, or since the last byte left.
+      waited_s: seconds since phase, hop or attempt changed, or since the last byte moved.
       bytes_per_s: of the body.
     """
-    done = amount(progress.sent, progress.total, bytes_per_s)
+    notes = [f"attempt {progress.attempt}"] if progress.attempt > 1 else []
+    notes += [f"hop {progress.hop}"] if progress.hop > 1 else []
+    note = f"  ({', '.join(notes)})" if notes else ""
     if progress.phase == "sending":
-        stalled = f"  no byte moved for {waited_s:.0f} s" if waited_s >= 2 else ""
-        return f"{done}{stalled}  {direction} {peer}" if peer else done + stalled
-    wait = waiting(progress, peer, waited_s)
-    if progress.sent and progress.phase == "awaiting answer":
-        return f"{format_bytes(progress.sent)} sent, {wait}"
-    return wait
+        stalls = waited_s >= STALL_SHOWN_S
+        words = [amount(progress.sent, progress.total, None if stalls else bytes_per_s)]
+        words += [f"no byte moved for {waited_s:.0f} s"] if stalls else []
+        words += [f"{direction} {peer}"] if peer else []
+        return "  ".join(words) + note
+    whom = f" {peer}" if peer and progress.phase in _WITH_PEER else ""
+    sent = f"{format_bytes(progress.sent)} sent, " if progress.sent and progress.phase == "awaiting answer" else ""
+    return f"{sent}{_WAITS.get(progress.phase, progress.phase)}{whom} … {waited_s:.1f} s{note}"
 
 
 class StatusLine:
@@ -246,8 +244,8 @@ class StatusLine:
             self._draw(shown)
 
     def _draw(self, text: str) -> None:
-        # One column is left free: writing into the last one makes some terminals wrap.
-        cut = fit(text, _columns(self._stream) - 1)
+        # Columns are left free: writing into the last one makes some terminals wrap, and Ctrl-C is echoed as "^C".
+        cut = fit(text, _columns(self._stream) - 3)
         if cut == self._shown:
             return
         self._shown = cut
