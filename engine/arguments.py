@@ -21,20 +21,25 @@ PROGRAM: Final = "putengine"
 COMMANDS: Final = ("put", "head", "delete", "get", "sandbox", "demo", "config")
 
 DESCRIPTION: Final = """\
-Puts multi-GB files into S3 and anything that speaks like it: asks first, follows redirects with a fresh
-signature, and lets the body leave once, straight from the page cache.
+Puts multi-GB files into S3 and anything that speaks like it: asks first, follows
+redirects with a fresh signature, and lets the body leave once.
 
 commands:
-  put FILE|- URL       one PUT of one object; "-" is standard input (give --size if you can)
-  head URL             what the server says of an object
-  delete URL           delete an object
-  get URL [FILE|-]     fetch an object
-  sandbox              loopback endpoints to try things on: one redirects, one stores
-  demo [FILE]          a real file refused, redirected, sent once; with the proof in a table
-  config --explain     every setting, its value and where it came from
+  put FILE|- URL      one PUT of one object; "-" is standard input
+  get URL [FILE|-]    fetch an object
+  head URL            what the server says of an object
+  delete URL          delete an object
+  demo [FILE]         a file is refused, redirected, sent once: with the proof
+  sandbox             two S3 endpoints on loopback to try things on
+  config --explain    every setting, its value and where it came from
 
-URL is s3://bucket/key (signed), or http://… for presigned URLs, WebDAV, WebHDFS and the like.
-"putengine COMMAND --help" shows the options of a command."""
+URL is s3://bucket/key, which is signed, or http://… for presigned URLs, WebDAV,
+WebHDFS and the like. "putengine COMMAND --help" has the options of a command.
+
+examples:
+  putengine put big.bin s3://bucket/big.bin --endpoint-url http://s3.example:9000
+  tar c folder | putengine put - http://dav.example/folder.tar
+  putengine get s3://bucket/big.bin --no-sign-request | sha256sum"""
 
 EPILOG: Final = """\
 exit codes:
@@ -43,12 +48,15 @@ exit codes:
   2  usage, or a local file    6  a redirect was refused
   3  no usable credentials     130  interrupted (143 by SIGTERM)
 
-With --json, standard output is one JSON object (standard error, where the data itself goes to standard output): the result with
-its hops and timings or, when it did not work, {"error": NAME, "message": …, "exit_code": N, …facts}. The message is on standard
-error as well. Names are those of the Python API (PutResult, ObjectInfo, the errors' attributes).
+--json prints one JSON object on standard output (of "get" to standard output: on
+standard error): the result with its hops and timings or, when it did not work,
+{"error": NAME, "message": …, "exit_code": N, …facts}. Names are those of the
+Python API: PutResult, ObjectInfo, the errors and their attributes. The message
+of an error is on standard error in any case.
 
-environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL_S3,
-AWS_ENDPOINT_URL, AWS_CA_BUNDLE, NO_COLOR. "putengine config --explain" shows what is in effect."""
+environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
+AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_CA_BUNDLE,
+NO_COLOR. "putengine config --explain" shows what is in effect."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -172,7 +180,7 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_customer_key(parser: argparse.ArgumentParser) -> None:
+def _add_customer_key(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--sse-customer-key-file",
         metavar="FILE",
@@ -198,7 +206,7 @@ def _add_object(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--acl")
     group.add_argument("--sse", metavar="ALGORITHM", help="AES256, aws:kms …")
     group.add_argument("--sse-kms-key-id", metavar="ID")
-    _add_customer_key(parser)
+    _add_customer_key(group)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -219,29 +227,35 @@ def build_parser() -> argparse.ArgumentParser:
         dest="command", prog=PROGRAM, metavar="COMMAND", help=argparse.SUPPRESS, parser_class=_Parser
     )
 
-    def command(name: str, told: str, *adders: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
+    def command(
+        name: str, words: str, told: str, *adders: Callable[[argparse.ArgumentParser], None]
+    ) -> argparse.ArgumentParser:
         added = commands.add_parser(
-            name, description=told, epilog=f"exit codes and --json: '{PROGRAM} --help'", allow_abbrev=False
+            name,
+            usage=f"{PROGRAM} {name} [OPTIONS] {words}",
+            description=told,
+            epilog=f"exit codes and --json: '{PROGRAM} --help'",
+            allow_abbrev=False,
         )
         for add in adders:
             add(added)
         return added
 
     calls = (_add_server, _add_redirects, _add_times, _add_output)
-    put = command("put", "Put one file as one object, by one PUT.", _add_object, _add_asking, *calls)
+    put = command("put", "FILE|- URL", "Put one file as one object, by one PUT.", _add_object, _add_asking, *calls)
     put.add_argument("file", metavar="FILE", help="a file, or - for standard input")
     put.add_argument("url", metavar="URL", help="s3://bucket/key or http://…")
     for name, told in (("head", "Show what the server says of an object."), ("delete", "Delete an object.")):
-        plain = command(name, told, *calls)
+        plain = command(name, "URL", told, *calls)
         plain.add_argument("url", metavar="URL")
         if name == "head":
             _add_customer_key(plain)
-    get = command("get", "Fetch an object.", _add_customer_key, *calls)
+    get = command("get", "URL [FILE|-]", "Fetch an object.", _add_customer_key, *calls)
     get.add_argument("url", metavar="URL")
     get.add_argument("file", metavar="FILE", nargs="?", default="", help="where to; - or nothing: standard output")
-    _add_sandbox(command("sandbox", "Run two S3 endpoints on loopback, until Ctrl-C: one redirects, one stores."))
-    _add_demo(command("demo", "Watch a real file being refused, redirected and sent once, on loopback."))
-    config = command("config", "Show the settings that a call would have.", _add_asking, *calls)
+    _add_sandbox(command("sandbox", "", "Run two S3 endpoints on loopback, until Ctrl-C: one redirects, one stores."))
+    _add_demo(command("demo", "[FILE]", "Watch a real file being refused, redirected and sent once, on loopback."))
+    config = command("config", "", "Show the settings that a call would have.", _add_asking, *calls)
     config.add_argument("--explain", action="store_true", help="and where each came from; looks for credentials")
     return parser
 

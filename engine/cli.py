@@ -61,6 +61,8 @@ _EXIT_CODES: Final[tuple[tuple[type[EngineError], int], ...]] = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code; errors are printed, not raised. Only from the main thread."""
     words = list(sys.argv[1:] if argv is None else argv)
+    wants_json = "--json" in words
+    args: argparse.Namespace | None = None
     _fill_streams()
     try:
         with signals_raise():
@@ -69,22 +71,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except Interrupted as interrupted:
-        _complain(f"interrupted{f': {interrupted.told}' if interrupted.told else ''}")
-        if "--json" in words:
-            _print_json(
-                {"error": "Interrupted", "message": interrupted.told, "exit_code": interrupted.exit_code}, sys.stdout
-            )
-        return interrupted.exit_code
+        message = f"interrupted{f': {interrupted.told}' if interrupted.told else ''}"
+        code = interrupted.exit_code
+        found = {"error": "Interrupted", "message": message, "exit_code": code}
     except BrokenPipeError:
         return _leave_broken_pipe()
     except (EngineError, OSError) as error:
-        return _fail(error, words)
+        message, code, found = error_text(error), exit_code(error), error_json(error)
     except Exception:
         _complain("this is a bug of putengine, please report it with the lines below")
         import traceback
 
         traceback.print_exc()
         return EXIT_BUG
+    _complain(message)
+    if wants_json:
+        _print_json(found, _data_apart(args))
+    return code
+
+
+def _data_apart(args: argparse.Namespace | None) -> TextIO:
+    """Where JSON and summaries go: standard output, unless the object itself does."""
+    return sys.stderr if args is not None and args.command == "get" and args.file in ("", "-") else sys.stdout
 
 
 def _fill_streams() -> None:
@@ -140,13 +148,6 @@ def error_json(error: EngineError | OSError) -> dict[str, Any]:
     }
 
 
-def _fail(error: EngineError | OSError, words: Sequence[str]) -> int:
-    _complain(error_text(error))
-    if "--json" in words:
-        _print_json(error_json(error), sys.stdout)
-    return exit_code(error)
-
-
 def _complain(message: str) -> None:
     from engine.display import Paint
 
@@ -189,12 +190,12 @@ def _print_json(value: object, stream: TextIO) -> None:
 class _Screen:
     """Where a command writes: the status line, the trace, the summary."""
 
-    def __init__(self, args: argparse.Namespace, out: TextIO | None = None) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         from engine.display import Paint, StatusLine, TransferProgress, is_terminal
 
         mode = args.progress
         chosen: ProgressMode = "line" if mode == "auto" and is_terminal(sys.stderr) else "plain"
-        self.out = sys.stdout if out is None else out
+        self.out = _data_apart(args)
         self.paint: Paint = Paint.on(self.out)
         self.line: StatusLine = StatusLine(sys.stderr, "off" if args.quiet or mode == "off" else chosen)
         self.progress: TransferProgress = TransferProgress(self.line)
@@ -407,7 +408,7 @@ def _get(args: argparse.Namespace) -> int:
     to_stdout = args.file in ("", "-")
     if not args.file and sys.stdout.isatty():
         raise UsageError("an object is not written to a terminal unasked; give FILE, or - if you mean it")
-    screen = _Screen(args, out=sys.stderr if to_stdout else None)
+    screen = _Screen(args)
     options = arguments.call_options(args)
     sys.stdout.flush()
     began = time.monotonic()
