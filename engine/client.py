@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping
@@ -20,7 +21,7 @@ from engine import checksums, events, limits, s3, signing
 from engine.body import Body, FileBody, MemoryBody, PipeBody, Source, open_body
 from engine.config import Config
 from engine.credentials import CredentialsOption, Provider, resolve
-from engine.errors import ChecksumMismatch, UsageError
+from engine.errors import ChecksumMismatch, EngineError, UsageError
 from engine.redirect import Intent
 from engine.request import Job, Outcome, Run, Shared
 from engine.results import Checksum, ObjectInfo, Progress, PutResult, Response
@@ -117,7 +118,7 @@ class Transfer:
     @property
     def progress(self) -> Progress:
         run = self._state.run
-        return run.progress() if run is not None else Progress(0, None, "resolving", 1, 1)
+        return run.progress() if run is not None else Progress(0, None, "hashing", 1, 1)
 
     def done(self) -> bool:
         return self._task.done()
@@ -213,7 +214,7 @@ class Client:
         sink: a path (written beside it and renamed when complete), a binary file opened for writing, or a function called
           with a memoryview that is valid during the call.
         """
-        target = _open_sink(sink)
+        target = open_sink(sink)
         try:
             await self._simple("GET", destination, options, sink=target)
             target.commit()
@@ -254,7 +255,7 @@ class Client:
     # --- how -------------------------------------------------------------------------------------------------------
 
     async def _simple(
-        self, method: str, destination: str, options: CallOptions, *, sink: _Sink | None = None
+        self, method: str, destination: str, options: CallOptions, *, sink: OpenSink | None = None
     ) -> Outcome:
         _check_options(options, CallOptions)
         fields = _caller_fields(options) + _object_fields(options)
@@ -287,10 +288,15 @@ class Client:
                 job.on_body_start = digest.start
             state.run = Run(self._shared, job)
             outcome = await state.run.run()
-            body.check_unchanged()
-            if digest is not None:
-                checksum = await digest.result()
-            return _put_result(outcome, body, checksum, job.what)
+            try:
+                body.check_unchanged()
+                if digest is not None:
+                    checksum = await digest.result()
+                return _put_result(outcome, body, checksum, job.what)
+            except EngineError as error:
+                error.hops, error.attempts = outcome.hops, outcome.attempts
+                error.body_bytes_sent = outcome.body_bytes_sent
+                raise
         finally:
             if digest is not None:
                 await digest.stop()
@@ -556,10 +562,10 @@ def _prefixed(headers: Mapping[str, str], prefix: str) -> dict[str, str]:
 # --- sinks -----------------------------------------------------------------------------------------------------------
 
 
-class _Sink:
+class OpenSink:
     """Where the body of a GET goes. `rewind` says whether it can start again after some bytes came."""
 
-    count = 0
+    count = 0  # bytes taken; may be looked at any time
 
     def write(self, view: memoryview) -> None:
         raise NotImplementedError
@@ -574,7 +580,7 @@ class _Sink:
         """Called last, in any case."""
 
 
-class _CallSink(_Sink):
+class _CallSink(OpenSink):
     def __init__(self, call: Callable[[memoryview], object]) -> None:
         self._call = call
 
@@ -583,17 +589,26 @@ class _CallSink(_Sink):
         self.count += view.nbytes
 
 
-class _PathSink(_Sink):
-    """Written beside its place and renamed when complete: a half-fetched object never has the name of a whole one."""
+class _PathSink(OpenSink):
+    """Written beside its place and renamed when complete: a half-fetched object never has the name of a whole one. A file that
+    was there is replaced and gives its mode; a symbolic link stays, and what it leads to is replaced. Raises OSError."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        folder, name = os.path.split(path)
-        self._fd, self._temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".part", dir=folder or ".")
-        # mkstemp makes 0600; the user expects what open() would have given.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.fchmod(self._fd, 0o666 & ~mask)
+        self._path = os.path.realpath(path)
+        folder, name = os.path.split(self._path)
+        try:
+            self._fd, self._temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".part", dir=folder)
+        except OSError as error:
+            error.filename = path  # nobody knows the temporary name
+            raise
+        try:
+            mode = stat.S_IMODE(os.stat(self._path).st_mode)
+        except FileNotFoundError:
+            # mkstemp makes 0600; the user expects what open() would have given.
+            mask = os.umask(0)
+            os.umask(mask)
+            mode = 0o666 & ~mask
+        os.fchmod(self._fd, mode)
 
     def write(self, view: memoryview) -> None:
         self.count += view.nbytes
@@ -617,7 +632,22 @@ class _PathSink(_Sink):
                 os.unlink(self._temporary)
 
 
-class _Collector(_Sink):
+class _DeviceSink(OpenSink):
+    """A pipe or a device: written as it comes, never replaced. Raises OSError."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+    def write(self, view: memoryview) -> None:
+        self.count += view.nbytes
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def discard(self) -> None:
+        os.close(self._fd)
+
+
+class _Collector(OpenSink):
     """In memory, bounded."""
 
     def __init__(self) -> None:
@@ -636,9 +666,14 @@ class _Collector(_Sink):
         return True
 
 
-def _open_sink(sink: Sink) -> _Sink:
+def open_sink(sink: Sink) -> OpenSink:
+    """Whoever opens one hands it to `Client.get`, which commits or discards it. Raises OSError, UsageError."""
+    if isinstance(sink, OpenSink):
+        return sink
     if isinstance(sink, (str, os.PathLike)):
-        return _PathSink(os.fspath(sink))
+        path = os.fspath(sink)
+        regular = not os.path.exists(path) or os.path.isfile(path)
+        return _PathSink(path) if regular else _DeviceSink(path)
     write = getattr(sink, "write", None)
     if callable(write):
         return _CallSink(partial(_write_all, write))

@@ -128,7 +128,7 @@ class Response:
 
 class Progress(NamedTuple):
     """A snapshot of a running put. `sent` counts body bytes of the present attempt; `total` is None when unknown;
-    `phase` is one of "resolving", "connecting", "asking", "sending", "awaiting answer", "backing off", "done"."""
+    `phase` is one of "hashing", "resolving", "connecting", "asking", "sending", "awaiting answer", "backing off", "done"."""
 
     sent: int
     total: int | None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +33,7 @@ class ServerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C on the terminal is for the parent, which decides
         )
         try:
             urls = self._ask(options.as_json())
@@ -77,7 +77,6 @@ class ServerProcess:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     lines = iter(sys.stdin.readline, "")
     try:
         options = Options.from_json(json.loads(next(lines)))
