@@ -423,14 +423,22 @@ def plan_body(
         wait_s, send_after_wait = response_timeout_s, False
     else:
         wait_s = max(limits.CONTINUE_TIMEOUT_S, limits.CONTINUE_TIMEOUT_ROUND_TRIPS * round_trip_s)
-    large = body_size is None or body_size >= limits.QUIET_THRESHOLD_BYTES
     return Plan(
         body_size=body_size,
         asks=asks,
         continue_wait_s=wait_s,
         send_after_wait=send_after_wait,
-        quiet_s=limits.QUIET_S if large and not is_s3 else 0.0,
+        quiet_s=0.0 if is_s3 else _quiet_s(body_size),
         response_timeout_s=response_timeout_s,
         stall_timeout_s=stall_timeout_s,
         streams_answer=streams_answer,
     )
+
+
+def _quiet_s(body_size: int | None) -> float:
+    """How long to listen after a 100 for the redirect that may be right behind it (nginx sends both, microseconds apart)."""
+    if body_size is None:
+        return limits.QUIET_S
+    if body_size < limits.QUIET_THRESHOLD_BYTES:
+        return 0.0
+    return min(limits.QUIET_MAX_S, max(limits.QUIET_S, body_size * limits.QUIET_S_PER_BYTE))

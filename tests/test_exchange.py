@@ -324,7 +324,14 @@ def test_how_long_to_wait(changes: dict[str, object], wait_s: float, send_after_
 
 @pytest.mark.parametrize(
     ("changes", "quiet_s"),
-    [({}, 0.001), ({"body_size": None}, 0.001), ({"body_size": limits.MIB - 1}, 0.0), ({"is_s3": True}, 0.0)],
+    [
+        ({}, 0.001),
+        ({"body_size": None}, 0.001),
+        ({"body_size": limits.MIB - 1}, 0.0),
+        ({"body_size": 512 * limits.MIB}, 0.01),
+        ({"body_size": 1 << 40}, 0.02),
+        ({"is_s3": True}, 0.0),
+    ],
 )
 def test_silence_is_demanded_for_large_bodies_except_of_s3(changes: dict[str, object], quiet_s: float) -> None:
     assert plan(**changes).quiet_s == quiet_s
