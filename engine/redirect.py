@@ -358,11 +358,10 @@ def _decide_wrong_region(intent: Intent, visits: Sequence[Visit], answer: Answer
 
 
 def _discover(intent: Intent, visits: Sequence[Visit], endpoint: Endpoint) -> Discover:
-    region = _current_region(intent, visits) or endpoint.region
-    url = address(endpoint, intent.bucket, region=region, addressing=intent.addressing)
+    url = address(endpoint, intent.bucket, addressing=intent.addressing)
     # S3 tells the region to everybody, with a 403: no reason to show a signature. Others may want one.
     sign = intent.signed and not endpoint.aws
-    return Discover(url, region if sign else "", sign)
+    return Discover(url, _current_region(intent, visits) if sign else "", sign)
 
 
 def _follow_region(
