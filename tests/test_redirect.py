@@ -572,6 +572,17 @@ def test_when_nobody_says_where_the_bucket_is_it_is_asked_once(method: str, answ
     assert silent is None if answer.status == 400 else refused(silent) == "no-location"
 
 
+def test_a_region_that_is_the_one_asked_already_is_a_loop_unless_an_endpoint_leads_out() -> None:
+    for endpoint in (AWS, STORE):
+        intent = s3_intent(endpoint)
+        here = Answer(301, bucket_region=endpoint.region)
+        assert refused(answered(intent, here)) == "loop"
+        assert refused(answered(intent, dataclasses.replace(here, discovered=True))) == "loop"
+        assert isinstance(answered(intent, Answer(301, error=ErrorDocument(region=endpoint.region))), Discover)
+    out = dataclasses.replace(here, error=ErrorDocument(endpoint="node.store.example"))
+    assert followed(answered(intent, out)) == "https://node.store.example/bkt/dir/a%20b"
+
+
 def test_a_bucket_elsewhere_is_asked_with_a_signature() -> None:
     assert answered(s3_intent(STORE), Answer(301)) == Discover(
         parse_url("https://store.example:9000/bkt"), "eu-west-1", sign=True
