@@ -237,11 +237,10 @@ def decide(intent: Intent, visits: Sequence[Visit], answer: Answer, policy: Redi
     hops = len({(visit.url, visit.region) for visit in visits})
     if decision is None or isinstance(decision, Refuse) or hops <= policy.max_hops:
         return decision
-    followed = "none is followed" if policy.max_hops == 0 else f"{policy.max_hops} were followed already"
     where = _shown(decision.url)
     return Refuse(
         "too-many-hops",
-        f"{status} redirects to {decision.url.origin}, but {followed}: see RedirectPolicy(max_hops=…).",
+        f"{status} redirects to {decision.url.origin}, one hop more than RedirectPolicy(max_hops={policy.max_hops}).",
         where,
     )
 
@@ -285,22 +284,18 @@ def _encode_mirrored(location: str, asked: Url) -> str:
     """Servers that put the path they received into a Location, but decoded (nginx's "return 307 http://…$uri", AIStore's
     `URL.Path` for years), turn the key "100%25?" into another one, and the object would be stored under that name."""
     decoded = unquote_to_bytes(asked.path).decode("latin-1")
-    if decoded == asked.path:
-        return location
     authority = location.find("//") + 2 if "://" in location[:8] or location.startswith("//") else 0
     start = location.find("/", authority)
     rest = location[start:].removeprefix(decoded)
-    if start < 0 or len(rest) == len(location) - start or not (rest == "" or rest.startswith("?")):
-        return location
-    return location[:start] + asked.path + rest
+    is_mirror = start >= 0 and (rest == "" or rest.startswith("?"))
+    return location[:start] + asked.path + rest if is_mirror else location
 
 
 def _location_region(intent: Intent, visits: Sequence[Visit], answer: Answer, url: Url) -> str:
-    """The region to sign a Location for: its host's on AWS, else the answer's, else the one before."""
-    aws = intent.endpoint is not None and intent.endpoint.aws
-    parts = split_s3_host(url.host) if aws else None
+    """The region to sign a Location for: that of an S3 host, else the answer's, else the one before."""
+    parts = split_s3_host(url.host)
     told = (parts.region if parts else "", answer.bucket_region, answer.error.region)
-    return next((region for region in told if region and is_region(region)), _current_region(intent, visits))
+    return next((region for region in told if is_region(region)), _current_region(intent, visits))
 
 
 def _current_region(intent: Intent, visits: Sequence[Visit]) -> str:
@@ -363,11 +358,10 @@ def _decide_wrong_region(intent: Intent, visits: Sequence[Visit], answer: Answer
 
 
 def _discover(intent: Intent, visits: Sequence[Visit], endpoint: Endpoint) -> Discover:
-    region = _current_region(intent, visits) or endpoint.region
-    url = address(endpoint, intent.bucket, region=region, addressing=intent.addressing)
+    url = address(endpoint, intent.bucket, addressing=intent.addressing)
     # S3 tells the region to everybody, with a 403: no reason to show a signature. Others may want one.
     sign = intent.signed and not endpoint.aws
-    return Discover(url, region if sign else "", sign)
+    return Discover(url, _current_region(intent, visits) if sign else "", sign)
 
 
 def _follow_region(

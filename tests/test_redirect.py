@@ -174,6 +174,29 @@ def test_a_path_that_is_no_mirror_stays_what_it_is(location: str, path: str) -> 
     assert decision.url.path == path
 
 
+def test_a_query_alone_is_no_mirror() -> None:
+    for query in ("rk=1?", "rk=/", "rk=/bkt/a b?"):
+        decision = answered(s3_intent(LOOPBACK, key="a b"), Answer(307, (f"?{query}",)))
+        assert followed(decision) == f"http://127.0.0.1:9000/bkt/a%20b?{query.replace(' ', '%20')}"
+
+
+@pytest.mark.parametrize(
+    ("region", "signed_for"), [("eu-west-3", "eu-west-3"), ("evil.com", "us-east-1"), ("", "us-east-1")]
+)
+def test_a_location_needs_no_region_and_believes_no_odd_one(region: str, signed_for: str) -> None:
+    for answer in (Answer(307, (THERE,), region), Answer(307, (THERE,), error=ErrorDocument(region=region))):
+        decision = answered(s3_intent(LOOPBACK), answer)
+        assert isinstance(decision, Follow)
+        assert decision.region == signed_for
+
+
+def test_a_gateway_may_lead_to_s3_itself_where_the_policy_lists_it() -> None:
+    policy = RedirectPolicy(hosts=("*.amazonaws.com",), allow_downgrade=True)
+    decision = answered(s3_intent(LOOPBACK), Answer(307, (WEST,)), policy)
+    assert isinstance(decision, Follow)
+    assert decision.region == "us-west-2"
+
+
 def test_two_different_locations_are_refused_and_two_equal_ones_are_one() -> None:
     intent = s3_intent(LOOPBACK)
     assert refused(answered(intent, Answer(307, (THERE, "http://127.0.0.1:9002/")))) == "two-locations"
@@ -547,6 +570,17 @@ def test_when_nobody_says_where_the_bucket_is_it_is_asked_once(method: str, answ
     assert followed(answered(intent, told)) == WEST
     silent = answered(intent, dataclasses.replace(answer, discovered=True))
     assert silent is None if answer.status == 400 else refused(silent) == "no-location"
+
+
+def test_a_region_that_is_the_one_asked_already_is_a_loop_unless_an_endpoint_leads_out() -> None:
+    for endpoint in (AWS, STORE):
+        intent = s3_intent(endpoint)
+        here = Answer(301, bucket_region=endpoint.region)
+        assert refused(answered(intent, here)) == "loop"
+        assert refused(answered(intent, dataclasses.replace(here, discovered=True))) == "loop"
+        assert isinstance(answered(intent, Answer(301, error=ErrorDocument(region=endpoint.region))), Discover)
+    out = dataclasses.replace(here, error=ErrorDocument(endpoint="node.store.example"))
+    assert followed(answered(intent, out)) == "https://node.store.example/bkt/dir/a%20b"
 
 
 def test_a_bucket_elsewhere_is_asked_with_a_signature() -> None:
@@ -1069,17 +1103,25 @@ intents = st.one_of(
 )
 
 
-def may_see_a_signature(intent: Intent, url: Url, policy: RedirectPolicy) -> bool:
-    """The rule of DESIGN.md written once more, the slow way, as an oracle."""
-    host = url.host
-    if host in policy.hosts or any(h.startswith("*.") and host.endswith(h[1:]) for h in policy.hosts):
-        return True
+def literal(host: str) -> Any:
     try:
         ip: Any = ipaddress.ip_address(host)
-        ip = getattr(ip, "ipv4_mapped", None) or ip
     except ValueError:
-        ip = None
-    if ip is not None and "10.0.0.0/8" in policy.hosts and ip in ipaddress.ip_network("10.0.0.0/8"):
+        return None
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+def is_listed(host: str, policy: RedirectPolicy) -> bool:
+    ip = literal(host)
+    if ip is not None:
+        return "10.0.0.0/8" in policy.hosts and ip in ipaddress.ip_network("10.0.0.0/8")
+    return host in policy.hosts or any(h.startswith("*.") and host.endswith(h[1:]) for h in policy.hosts)
+
+
+def may_see_a_signature(intent: Intent, url: Url, policy: RedirectPolicy) -> bool:
+    """The policy's rule written once more, the slow way, as an oracle."""
+    host, ip = url.host, literal(url.host)
+    if is_listed(host, policy):
         return True
     own = intent.endpoint.host if intent.endpoint else intent.url.host
     if intent.endpoint and intent.endpoint.aws:
@@ -1109,7 +1151,7 @@ def check_hop(intent: Intent, visits: list[Visit], follow: Follow, policy: Redir
     assert policy.allow_downgrade or (before.scheme, url.scheme) != ("https", "http")
     if any(value == "SECRET" for _name, value in intent.fields) and url.origin != intent.url.origin:
         assert trusted
-        assert (intent.url.scheme, url.scheme) != ("https", "http") or url.host in policy.hosts or "10." in url.host
+        assert (intent.url.scheme, url.scheme) != ("https", "http") or is_listed(url.host, policy)
     if url.origin != intent.url.origin:
         assert "SECRET" not in str(url)
     assert Visit(url, follow.region, visits[-1].asked) not in visits

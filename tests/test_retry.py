@@ -188,6 +188,8 @@ def test_retry_after_is_the_least_wait_and_too_much_is_an_error() -> None:
         ("Tue Jul 28 12:00:30 2026", 30.0),
         ("Tue, 28 Jul 2026 11:00:00 GMT", 0.0),
         ("9" * 400, math.inf),
+        ("Tue, 28 Jul 2026 14:00:30 +0200", 30.0),
+        ("Tue, 28 Jul 2026 12:00:30 -0000", 30.0),
         ("-1", None),
         ("1.5", None),
         ("", None),
