@@ -593,6 +593,8 @@ cdef class ResponseParser:
         if self.on_body is not None:
             return lend(self, p, n)
         kept = min(n, self.body_max - self.body_kept)
+        if kept == 0:
+            return 0
         if self.body_kept + kept > self.body_room:
             # By what came, never by what was announced.
             room = max(self.body_kept + kept, min(2 * self.body_room, self.body_max))
