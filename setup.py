@@ -42,7 +42,8 @@ def extension(name: str, *, depends: list[str], args: list[str]) -> Extension:
 setup(
     ext_modules=cythonize(
         [
-            extension("_fastparse", depends=["engine/_scan.h"], args=[]),
+            # The vectoriser makes short loops around the hand-written code into slower long ones.
+            extension("_fastparse", depends=["engine/_scan.h", "engine/_framing.h"], args=["-fno-tree-vectorize"]),
             extension("_bodysend", depends=["engine/_bodysend.h"], args=["-pthread"]),
         ],
         compiler_directives={

@@ -300,6 +300,13 @@ def bare_scan(scanner: str) -> Callable[[Sample], Callable[[int], float]]:
     def contender(sample: Sample) -> Callable[[int], float]:
         if scanner == "pico" and not os.environ.get("PICOHTTPPARSER"):
             raise LookupError("PICOHTTPPARSER is not set")
+        if scanner in ("baseline", "ssse3", "avx2", "avx512", "neon"):
+            try:
+                _fastparse._use_instruction_set(scanner)
+            except ValueError:
+                raise LookupError("not in this processor") from None
+            finally:
+                _fastparse._use_instruction_set("")
         loop = compiled_scan_loop()
         path = Path(CompiledOnce.folder.name) / f"{abs(hash(sample.stream[0]))}.bin"
         path.write_bytes(sample.stream[0])
@@ -358,7 +365,7 @@ def measure(rounds: int, scale: float) -> tuple[Times, list[str]]:
             try:
                 run = scan(sample)
                 run(1)
-            except (LookupError, OSError, subprocess.CalledProcessError) as error:
+            except (LookupError, OSError) as error:
                 left_out[name] = str(error)
                 continue
             prepared.append((name, sample_name, run, max(1, int(sample.loops * scale)), 0))

@@ -22,41 +22,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 cdef extern from *:
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
-
-
-cdef extern from "<string.h>" nogil:
     void *memmem(const void *haystack, size_t n, const void *needle, size_t m)
-
-
-cdef extern from "_framing.h" nogil:
-    enum:
-        SCAN_HEAD_MAX
-        TRAILERS_MAX
-    Fault FAULT_NONE, FAULT_HEAD_TOO_LARGE, FAULT_TOO_MANY_1XX, FAULT_BARE_CR, FAULT_BAD_TRAILER, FAULT_UNEXPECTED_EOF
-    Fault FAULT_UNSOLICITED_DATA, FAULT_CALLBACK_FAILED
-    const char **fault_kinds
-    ctypedef enum Scanned:
-        SCAN_MORE
-        SCAN_DONE
-        SCAN_BAD
-    ctypedef enum Chunk:
-        CHUNK_MORE
-        CHUNK_DATA
-        CHUNK_LAST
-        CHUNK_BAD
-    uint32_t field_name(uint64_t field)
-    uint32_t field_name_end(uint64_t field)
-    uint32_t field_value(uint64_t field)
-    uint32_t field_value_end(uint64_t field)
-    bint same_name(const uint8_t *name, const char *other, size_t n)
-    const char *scan_choose(const char *wanted)
-    bint scan_bare_continue(const uint8_t *p, size_t n, Head *head)
-    Scanned scan_head(const uint8_t *p, size_t n, unsigned max_fields, Head *head)
-    Scanned scan_trailers(const uint8_t *p, size_t n, unsigned max_fields, Head *head)
-    Scanned frame_head(const uint8_t *p, Head *head, RequestKind request, Framing *framing)
-    Scanned frame_trailers(Head *head)
-    Chunk chunk_next(Chunks *chunks, const uint8_t **p, const uint8_t *end)
-    void chunk_took(Chunks *chunks, uint64_t n)
 
 
 cdef const char *BARE_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -261,6 +227,33 @@ scan_bare_continue(<const uint8_t *>BARE_CONTINUE, 25, &bare)
 cdef tuple bare_continue = (make_response(<const uint8_t *>BARE_CONTINUE, &bare),)
 
 
+cdef int buffer_add(Buffer *buffer, const uint8_t *p, size_t n) except -1:
+    """Append. It grows by what comes, never by what was announced."""
+    cdef size_t room = max(buffer.room, <size_t>1024)
+    cdef uint8_t *grown
+    if n == 0:
+        return 0
+    while room < buffer.n + n:
+        room *= 2
+    if room > buffer.room:
+        grown = <uint8_t *>realloc(buffer.p, room)
+        if grown is NULL:
+            raise MemoryError
+        buffer.p = grown
+        buffer.room = room
+    memcpy(buffer.p + buffer.n, p, n)
+    buffer.n += n
+    return 0
+
+
+cdef void buffer_clear(Buffer *buffer) noexcept:
+    buffer.n = 0
+    if buffer.room > BUFFER_KEPT:
+        free(buffer.p)
+        buffer.p = NULL
+        buffer.room = 0
+
+
 @cython.final
 cdef class _BodyPiece:
     """Lends bytes of the feed to a body callback and knows whether they were given back."""
@@ -301,10 +294,8 @@ cdef class ResponseParser:
         self.body_max = body_max
 
     def __dealloc__(self):
-        free(self.carry)
-        free(self.body_bytes)
-
-    # --- what is known ---
+        free(self.carry.p)
+        free(self.collected.p)
 
     @property
     def armed(self):
@@ -319,12 +310,12 @@ cdef class ResponseParser:
     @property
     def body(self):
         """The first `body_max` bytes of the body so far; b"" when it goes to a callback."""
-        return PyBytes_FromStringAndSize(<const char *>self.body_bytes, self.body_kept)
+        return PyBytes_FromStringAndSize(<const char *>self.collected.p, self.collected.n)
 
     @property
     def body_dropped(self):
         """Bytes of the body that were not kept because of `body_max`."""
-        return 0 if self.on_body is not None else self.body_size - self.body_kept
+        return 0 if self.on_body is not None else self.body_size - self.collected.n
 
     @property
     def content_length(self):
@@ -338,8 +329,8 @@ cdef class ResponseParser:
 
     @property
     def keep_alive(self):
-        """Whether the final response leaves the connection usable, judged by its head alone. False before it has come."""
-        return self.framing.keep_alive
+        """Whether the final response leaves the connection usable, judged by its framing. False before it has come."""
+        return self.framing.keep_alive and (self.in_callback or not self.feeding)
 
     @property
     def needs_eof(self):
@@ -356,8 +347,7 @@ cdef class ResponseParser:
         """
         if method is None:
             raise TypeError("method: str, not None")
-        if self.state == FAILED:
-            self.refuse()
+        self.enter()
         if self.state != IDLE:
             raise RuntimeError("the response before this one is not complete")
         if self.unused:
@@ -365,12 +355,8 @@ cdef class ResponseParser:
         self.request = REQUEST_HEAD if method == "HEAD" else REQUEST_CONNECT if method == "CONNECT" else REQUEST_OTHER
         self.on_body = on_body
         self.response = None
-        self.interims_seen = None
-        self.body_size = self.body_kept = 0
-        if self.body_room > BUFFER_KEPT:
-            free(self.body_bytes)
-            self.body_bytes = NULL
-            self.body_room = 0
+        self.body_size = 0
+        buffer_clear(&self.collected)
         self.fed = 0
         self.interim_count = 0
         self.framing.keep_alive = self.framing.repeated_length = False
@@ -399,15 +385,12 @@ cdef class ResponseParser:
 
         Raises ParseError("unexpected-eof"): it cut the response.
         """
-        if self.state == FAILED:
-            self.refuse()
-        self.interims_seen = None
-        self.events = 0
+        self.enter()
         if self.state == IN_BODY_TO_EOF:
             self.finish()
         elif IDLE < self.state < IN_TUNNEL:
-            self.base = self.end = self.carry
-            if self.carried:
+            self.base = self.end = self.carry.p
+            if self.carry.n:
                 self.read_section(self.base, True)  # a fault in what was not scanned yet comes first
             self.fail(FAULT_UNEXPECTED_EOF, self.fed)
         return EVENTS[self.events]
@@ -415,16 +398,12 @@ cdef class ResponseParser:
     cdef int feed_buffer(self, const char *data, Py_ssize_t n) except -1:
         """`feed()` for C: returns the bits of Event. The caller keeps `data` alive during the call."""
         cdef const uint8_t *p = <const uint8_t *>data
-        if self.state == FAILED:
-            self.refuse()
-        if self.in_callback:
-            raise RuntimeError("the body callback may not feed the parser")
-        self.interims_seen = None
-        self.events = 0
+        self.enter()
         self.base = p
         self.end = p + n
         if n and self.state == IDLE:
             self.fail(FAULT_UNSOLICITED_DATA, self.fed, p, self.end)
+        self.feeding = True
         while p < self.end and IDLE < self.state < IN_TUNNEL:
             if self.state == IN_HEAD or self.state == IN_TRAILERS:
                 p = self.read_section(p, False)
@@ -432,16 +411,28 @@ cdef class ResponseParser:
                 p = self.read_chunks(p)
             else:
                 p = self.read_length(p)
+        self.feeding = False
         self.unused = self.end - p
         self.fed += n
         return self.events
+
+    cdef int enter(self) except -1:
+        if self.in_callback:
+            raise RuntimeError("the body callback may not call the parser")
+        if self.feeding and self.state != FAILED:
+            self.fail(FAULT_INTERRUPTED, self.fed)
+        if self.state == FAILED:
+            raise ParseError(*self.failure)
+        self.interims_seen = None
+        self.events = 0
+        return 0
 
     # --- heads and trailer sections ---
 
     cdef const uint8_t *read_section(self, const uint8_t *p, bint final) except? NULL:
         """Read on in the head or trailer section that started at p or earlier. Returns how far it went."""
         cdef size_t limit = TRAILERS_MAX if self.state == IN_TRAILERS else self.max_head
-        if self.carried == 0:
+        if self.carry.n == 0:
             # The usual case: all of it is here, and nothing is copied but what the Response keeps.
             self.section = p
             self.section_at = self.fed + (p - self.base)
@@ -449,65 +440,46 @@ cdef class ResponseParser:
         return self.carry_section(p, limit, final)
 
     cdef const uint8_t *carry_section(self, const uint8_t *p, size_t limit, bint final) except? NULL:
-        cdef size_t before = self.carried
+        """Read on in `carry`, which grows with what comes, up to one byte above the limit."""
+        cdef size_t before = self.carry.n
         cdef size_t more = min(<size_t>(self.end - p), limit + 1 - before)
         cdef size_t seam = before - min(before, <size_t>3)
-        self.keep(p, more)
-        self.section = self.carry
+        buffer_add(&self.carry, p, more)
+        self.section = self.carry.p
         # Linear in the bytes fed: a long head is scanned again only when it may be complete or has doubled.
-        if not (final or self.carried < RESCAN_ALWAYS or self.carried >= 2 * self.scanned or self.carried > limit):
-            if memmem(self.carry + seam, self.carried - seam, b"\r\n\r\n", 4) is NULL:
+        if not (final or self.carry.n < RESCAN_ALWAYS or self.carry.n >= 2 * self.scanned or self.carry.n > limit):
+            if memmem(self.carry.p + seam, self.carry.n - seam, b"\r\n\r\n", 4) is NULL:
                 return p + more
-        return self.scan_section(p - before, self.carried, limit)
+        return self.scan_section(p - before, self.carry.n, limit)
 
     cdef const uint8_t *scan_section(self, const uint8_t *p, size_t n, size_t limit) except? NULL:
         """Scan `section`, n bytes long. p is where its first byte is, or would be, in this feed."""
-        cdef Scanned got
         cdef bint trailers = self.state == IN_TRAILERS
-        if trailers:
-            got = scan_trailers(self.section, min(n, limit), self.max_fields, &self.head)
-        else:
-            got = scan_head(self.section, min(n, limit), self.max_fields, &self.head)
+        cdef Scanned got = (scan_trailers if trailers else scan_head)(self.section, min(n, limit), self.max_fields, &self.head)
+        if got == SCAN_DONE and trailers:
+            got = frame_trailers(&self.head)
         if got == SCAN_DONE:
-            self.carried = 0
+            self.carry.n = 0
             if trailers:
-                self.finish_trailers()
+                self.finish()
             else:
                 self.finish_head()
             return p + self.head.length
         if got == SCAN_BAD:
-            self.fail(self.head.fault, self.section_at + self.head.fault_at, self.section, self.section + n, self.head.fault_at)
+            self.fail_section(self.head.fault, n, self.head.fault_at)
         if n > limit:
-            self.fail(FAULT_BAD_TRAILER if trailers else FAULT_HEAD_TOO_LARGE, self.section_at + limit,
-                      self.section, self.section + n, limit)
-        if self.carried == 0:
-            self.keep(p, n)
+            self.fail_section(FAULT_BAD_TRAILER if trailers else FAULT_HEAD_TOO_LARGE, n, limit)
+        if self.carry.n == 0:
+            buffer_add(&self.carry, p, n)
         self.scanned = n
         return p + n
-
-    cdef int keep(self, const uint8_t *p, size_t n) except -1:
-        """Append to `carry`, which grows with what has come, up to one byte above the limit."""
-        cdef uint8_t *grown
-        cdef size_t room = max(self.carry_room, <size_t>1024)
-        while room < self.carried + n:
-            room *= 2
-        if room > self.carry_room:
-            grown = <uint8_t *>realloc(self.carry, room)
-            if grown is NULL:
-                raise MemoryError
-            self.carry = grown
-            self.carry_room = room
-        memcpy(self.carry + self.carried, p, n)
-        self.carried += n
-        return 0
 
     cdef int finish_head(self) except -1:
         cdef Framing framing
         if self.head.status == 100 and scan_bare_continue(self.section, self.head.length, &self.head):
             return self.finish_interim(bare_continue)
         if frame_head(self.section, &self.head, self.request, &framing) == SCAN_BAD:
-            self.fail(self.head.fault, self.section_at + self.head.fault_at,
-                      self.section, self.section + self.head.length, self.head.fault_at)
+            self.fail_section(self.head.fault, self.head.length, self.head.fault_at)
         if self.head.status < 200:
             return self.finish_interim((make_response(self.section, &self.head),))
         self.response = make_response(self.section, &self.head)
@@ -531,25 +503,16 @@ cdef class ResponseParser:
     cdef int finish_interim(self, tuple response) except -1:
         self.interim_count += 1
         if self.interim_count > INTERIM_MAX:
-            self.fail(FAULT_TOO_MANY_1XX, self.section_at, self.section, self.section + self.head.length)
+            self.fail_section(FAULT_TOO_MANY_1XX, self.head.length, 0)
         self.interims_seen = response if self.interims_seen is None else self.interims_seen + response
         self.events |= EVENT_INTERIM
         return 0
-
-    cdef int finish_trailers(self) except -1:
-        if frame_trailers(&self.head) == SCAN_BAD:
-            self.fail(self.head.fault, self.section_at + self.head.fault_at,
-                      self.section, self.section + self.head.length, self.head.fault_at)
-        return self.finish()
 
     cdef int finish(self) except -1:
         self.state = IDLE
         self.events |= EVENT_DONE
         self.source = None
-        if self.carry_room > BUFFER_KEPT:
-            free(self.carry)
-            self.carry = NULL
-            self.carry_room = 0
+        buffer_clear(&self.carry)
         return 0
 
     # --- bodies ---
@@ -586,23 +549,27 @@ cdef class ResponseParser:
 
     cdef int take_body(self, const uint8_t *p, size_t n) except -1:
         """A piece of the body: counted, then lent to the callback or kept. A C subclass may take it instead."""
-        cdef size_t kept, room
-        cdef uint8_t *grown
         self.body_size += n
         self.events |= EVENT_BODY
         if self.on_body is not None:
-            return lend(self, p, n)
-        kept = min(n, self.body_max - self.body_kept)
-        if self.body_kept + kept > self.body_room:
-            # By what came, never by what was announced.
-            room = max(self.body_kept + kept, min(2 * self.body_room, self.body_max))
-            grown = <uint8_t *>realloc(self.body_bytes, room)
-            if grown is NULL:
-                raise MemoryError
-            self.body_bytes = grown
-            self.body_room = room
-        memcpy(self.body_bytes + self.body_kept, p, kept)
-        self.body_kept += kept
+            return self.lend(p, n)
+        return buffer_add(&self.collected, p, min(n, self.body_max - self.collected.n))
+
+    cdef int lend(self, const uint8_t *p, size_t n) except -1:
+        cdef _BodyPiece piece = _BodyPiece.__new__(_BodyPiece)
+        piece.p = p
+        piece.n = n
+        view = memoryview(piece)
+        self.in_callback = True
+        try:
+            self.on_body(view)
+        finally:
+            self.in_callback = False
+        view.release()
+        if piece.lent:
+            if self.source is not None:
+                piece.keeper = memoryview(self.source)
+            raise BufferError("the body callback kept a view that is valid during the call only")
         return 0
 
     # --- faults ---
@@ -610,36 +577,12 @@ cdef class ResponseParser:
     cdef int fail(self, Fault fault, uint64_t at, const uint8_t *start=NULL, const uint8_t *end=NULL, size_t i=0) except -1:
         """Refuse for ever. The fault is at start[i]."""
         cdef const char *first = <const char *>start + (i - min(i, <size_t>EXCERPT))
-        cdef size_t n = 0 if start is NULL else min(<size_t>(<const char *>end - first), <size_t>(2 * EXCERPT))
-        cdef bytes near = first[:n] if n else b""
+        cdef bytes near = first[: min(<const char *>end - first, 2 * EXCERPT)] if start is not NULL else b""
         cdef str shown = repr(near)
         self.failure = (fault_kinds[<int>fault].decode(), at, shown[2 : len(shown) - 1])
         self.state = FAILED
         self.framing.keep_alive = False
-        return self.refuse()
-
-    cdef int refuse(self) except -1:
         raise ParseError(*self.failure)
 
-
-cdef int lend(ResponseParser parser, const uint8_t *p, size_t n) except -1:
-    cdef _BodyPiece piece = _BodyPiece.__new__(_BodyPiece)
-    piece.p = p
-    piece.n = n
-    view = memoryview(piece)
-    try:
-        parser.in_callback = True
-        parser.on_body(view)
-        view.release()
-        if piece.lent:
-            if parser.source is not None:
-                piece.keeper = memoryview(parser.source)
-            raise BufferError("the body callback kept a view that is valid during the call only")
-    except BaseException:
-        parser.failure = (fault_kinds[<int>FAULT_CALLBACK_FAILED].decode(), parser.fed + (p - parser.base), "")
-        parser.state = FAILED
-        parser.framing.keep_alive = False
-        raise
-    finally:
-        parser.in_callback = False
-    return 0
+    cdef int fail_section(self, Fault fault, size_t n, size_t i) except -1:
+        return self.fail(fault, self.section_at + i, self.section, self.section + n, i)

@@ -47,7 +47,7 @@
     F(BAD_TRAILER, "bad-trailer")                                                                                              \
     F(UNEXPECTED_EOF, "unexpected-eof")                                                                                        \
     F(UNSOLICITED_DATA, "unsolicited-data")                                                                                    \
-    F(CALLBACK_FAILED, "callback-failed")
+    F(INTERRUPTED, "interrupted")
 
 #define FAULT_ENUMERATOR(name, text) FAULT_##name,
 #define FAULT_TEXT(name, text) text,

@@ -153,6 +153,42 @@ static void check(const uint8_t *p, size_t n) {
     check_chunks(p, n);
 }
 
+/* The tables, byte by byte: a tchar that they miss would only cost time, and no comparison of verdicts would show it. */
+static void check_classes(void (*classify)(const uint8_t *, uint64_t *, uint64_t *)) {
+    for (unsigned start = 0; start < 256; start += 64) {
+        uint8_t bytes[64];
+        uint64_t ctl, other;
+        for (unsigned i = 0; i < 64; i++)
+            bytes[i] = start + i;
+        classify(bytes, &ctl, &other);
+        for (unsigned i = 0; i < 64; i++) {
+            HOLDS((ctl >> i & 1) == is_ctl(start + i));
+            HOLDS((other >> i & 1) == !is_tchar(start + i));
+        }
+    }
+}
+
+#define CLASSES(set, target)                                                                                                   \
+    target static void classes_##set(const uint8_t *p, uint64_t *ctl, uint64_t *other) { classify_##set(p, ctl, other); }
+#if defined(__x86_64__)
+CLASSES(ssse3, __attribute__((target("ssse3"))))
+CLASSES(avx2, __attribute__((target("avx2,bmi,bmi2"))))
+CLASSES(avx512, __attribute__((target("avx512bw,avx512vl,avx2,bmi,bmi2"))))
+static void check_all_classes(void) {
+    if (scan_choose("ssse3"))
+        check_classes(classes_ssse3);
+    if (scan_choose("avx2"))
+        check_classes(classes_avx2);
+    if (scan_choose("avx512"))
+        check_classes(classes_avx512);
+}
+#elif defined(__aarch64__)
+CLASSES(neon, )
+static void check_all_classes(void) { check_classes(classes_neon); }
+#else
+static void check_all_classes(void) {}
+#endif
+
 /* INPUT_MAX bytes between two pages that may not be touched. */
 static uint8_t *guarded(void) {
     static uint8_t *area;
@@ -173,6 +209,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
         return 0;
     current = data;
     current_n = n;
+    if (n == 0)
+        check_all_classes();
     uint8_t *copy = guarded() + room - n;
     memcpy(copy, data, n);
     check(copy, n);
