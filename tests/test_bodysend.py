@@ -936,3 +936,27 @@ def test_the_stubs_parameters_are_the_real_ones() -> None:
         keyword = [item.name for item in parameters if item.kind is item.KEYWORD_ONLY]
         assert positional == [item.arg for item in arguments.args], name
         assert keyword == [item.arg for item in arguments.kwonlyargs], name
+
+
+# ---- everything at once ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_random_interleavings_mix_up_no_bytes_and_leave_nothing_behind(loop: str) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.stress_bodysend",
+            "--count",
+            os.environ.get("STRESS_BODIES", "400"),
+            "--loop",
+            loop,
+        ],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
