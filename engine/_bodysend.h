@@ -46,7 +46,7 @@ enum {
 };
 
 #ifndef BS_IDLE_MS /* the sanitizers' harness ends its workers all the time */
-#define BS_IDLE_MS 3000 /* an idle worker ends after this */
+#define BS_IDLE_MS 2000 /* an idle worker ends after this */
 #endif
 
 typedef enum {
