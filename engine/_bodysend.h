@@ -42,9 +42,12 @@ enum {
     BS_STEP = 256 * 1024,        /* bytes between two looks at the peer: what an early answer wastes at most, plus queue */
     BS_MAX_WORKERS = 64,         /* as many as connections by default (limits.MAX_CONNECTIONS) */
     BS_JOBS_PER_WORKER = 256,    /* 16,384 bodies at once: descriptors run out before */
-    BS_IDLE_MS = 3000,           /* an idle worker ends after this */
     BS_STACK_BYTES = 256 * 1024, /* deepest frame: 6 KiB, in bs_work */
 };
+
+#ifndef BS_IDLE_MS /* the sanitizers' harness ends its workers all the time */
+#define BS_IDLE_MS 2000 /* an idle worker ends after this */
+#endif
 
 typedef enum {
     BS_DONE,
@@ -263,10 +266,10 @@ static inline bool bs_step(bs_job *job) {
 }
 
 /* What a worker does with one job after each poll: `seen` are the socket's events; true when the job has ended. */
-static inline bool bs_advance(bs_job *job, short seen, short source_seen, int64_t now_ms) {
+static inline bool bs_advance(bs_job *job, short seen, short source_seen) {
     const short broken = POLLERR | POLLHUP | POLLNVAL;
-    if (atomic_load_explicit(&job->cancelled, memory_order_relaxed)) return bs_end(job, BS_CANCELLED, 0);
     if (job->left == 0) return bs_end(job, BS_DONE, 0);
+    if (atomic_load_explicit(&job->cancelled, memory_order_relaxed)) return bs_end(job, BS_CANCELLED, 0);
     if (!job->ignore_readable && seen & (POLLIN | POLLRDHUP)) return bs_end(job, BS_READABLE, 0);
     if (job->state == BS_ON_SOURCE) {
         if (seen & broken) {
@@ -277,7 +280,7 @@ static inline bool bs_advance(bs_job *job, short seen, short source_seen, int64_
         }
         if (!source_seen) return false;
     } else if (job->state == BS_ON_SOCKET && !(seen & (POLLOUT | broken))) {
-        return job->deadline_ms && now_ms >= job->deadline_ms ? bs_end(job, BS_STALLED, 0) : false;
+        return job->deadline_ms && bs_now_ms() >= job->deadline_ms ? bs_end(job, BS_STALLED, 0) : false;
     }
     return bs_step(job);
 }
@@ -401,12 +404,11 @@ static void *bs_work(void *argument) {
         int ready = poll(set, slots, timeout_ms);
         if (ready < 0) continue; /* ENOMEM; no signal reaches this thread */
         if (ready == 0 && count == 0 && bs_retire(worker)) return NULL;
-        int64_t now_ms = timeout_ms ? bs_now_ms() : 0;
         size_t polled = count;
         if (set[0].revents) count = bs_take_inbox(worker, jobs, count); /* its lock makes `cancelled` visible too */
         for (size_t i = polled; i-- > 0;) {
             short source_seen = jobs[i]->source_slot ? set[jobs[i]->source_slot].revents : 0;
-            if (!bs_advance(jobs[i], set[1 + i].revents, source_seen, now_ms)) continue;
+            if (!bs_advance(jobs[i], set[1 + i].revents, source_seen)) continue;
             bs_deliver(worker, jobs[i]);
             jobs[i] = jobs[--count];
         }

@@ -203,7 +203,7 @@ cdef class BodySender:
 
     def __init__(self, loop):
         """`loop`: any asyncio loop with add_reader. OSError when no descriptor is left."""
-        if self._home.event_fd >= 0:
+        if self._loop is not None:
             raise RuntimeError("a BodySender is initialised once")
         self._loop = loop
         self._jobs = set()
@@ -260,7 +260,7 @@ cdef class BodySender:
         return job
 
     def _deliver(self):
-        if bs_is_stale(&self._home):
+        if self._home.event_fd < 0 or bs_is_stale(&self._home):
             return
         cdef bs_job* native = bs_take_done(&self._home)
         cdef list finished = []
@@ -300,6 +300,7 @@ cdef class BodySender:
         self._closed = True
         if bs_is_stale(&self._home):
             self._forget()
+            self._close_home()
             return
         if not self._loop.is_closed():
             self._loop.remove_reader(self._home.event_fd)
@@ -310,6 +311,7 @@ cdef class BodySender:
                 with nogil:
                     bs_wait_done(&self._home)
             self._deliver()
+        self._close_home()
 
     cdef _forget(self):
         # The loop is the parent's: its epoll set is shared, and remove_reader here would take the reader from the parent.
@@ -318,6 +320,11 @@ cdef class BodySender:
             job = self._jobs.pop()
             job._release()
             Py_DECREF(job)
+
+    cdef _close_home(self):
+        if self._home.event_fd >= 0:
+            close(self._home.event_fd)
+            self._home.event_fd = -1
 
     def __dealloc__(self):
         if self._home.event_fd >= 0:

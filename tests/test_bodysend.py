@@ -34,7 +34,8 @@ import engine._bodysend as bodysend
 from engine._bodysend import BodySender, Job, Outcome, Stop, send_file_inline, send_memory_inline
 
 MIB = 1 << 20
-BODY = random.Random(1).randbytes(12 * MIB)  # more than the buffers of both sockets hold
+BODY = random.Random(1).randbytes(3 * MIB)  # more than the buffers of both sockets hold
+BUFFER_BYTES = 128 * 1024
 STALL_MS = 20_000  # long enough never to end a test that works
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -50,9 +51,11 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
 class Peer:
     """The other end of one TCP connection; reads only when told to, in a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffer_bytes: int = BUFFER_BYTES) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
             self.ours = socket.create_connection(listener.getsockname())
+            self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
             self.theirs, _ = listener.accept()
         self.ours.setblocking(False)
         self.received = bytearray()
@@ -106,6 +109,14 @@ def peer() -> Iterator[Peer]:
 
 
 @pytest.fixture
+def roomy_peer() -> Iterator[Peer]:
+    """One whose sockets take a body of 600 KB at once."""
+    peer = Peer(buffer_bytes=MIB)
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
 def file(tmp_path: Path) -> Iterator[int]:
     (tmp_path / "body").write_bytes(BODY)
     fd = os.open(tmp_path / "body", os.O_RDONLY)
@@ -151,7 +162,7 @@ def worker_threads() -> list[str]:
 # ---- sources ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("offset", "count"), [(0, len(BODY)), (1, 1), (4095, 3 * MIB + 7), (len(BODY) - 5, 5), (3, 0)])
+@pytest.mark.parametrize(("offset", "count"), [(0, len(BODY)), (1, 1), (4095, 2 * MIB + 7), (len(BODY) - 5, 5), (3, 0)])
 def test_a_file_is_sent_from_any_offset_in_any_length(run: Run, peer: Peer, file: int, offset: int, count: int) -> None:
     async def main() -> None:
         with sending() as sender:
@@ -324,18 +335,18 @@ def test_a_file_that_knows_no_sendfile_is_read_and_sent(run: Run, peer: Peer) ->
     assert peer.finish() == BODY + BODY[:1000]
 
 
-def test_a_file_whose_sendfile_is_invalid_is_read_and_sent(peer: Peer) -> None:
+def test_a_file_whose_sendfile_is_invalid_is_read_and_sent(roomy_peer: Peer) -> None:
     environment = {f"v{index}": "x" * 60_000 for index in range(10)}
     expected = b"".join(f"{name}={value}\0".encode() for name, value in environment.items())
     child = subprocess.Popen(["/bin/sleep", "60"], env=environment)
     with child, open(f"/proc/{child.pid}/environ", "rb") as file:
-        peer.read()
+        roomy_peer.read()
         with pytest.raises(OSError, match="Invalid argument"):
-            os.sendfile(peer.fd, file.fileno(), 0, 1)
-        outcome = send_file_inline(peer.fd, file.fileno(), 5, len(expected) - 5)
+            os.sendfile(roomy_peer.fd, file.fileno(), 0, 1)
+        outcome = send_file_inline(roomy_peer.fd, file.fileno(), 5, len(expected) - 5)
         child.kill()
     assert outcome == Outcome(Stop.DONE, len(expected) - 5, 0, "read+send")
-    assert peer.finish() == expected[5:]
+    assert roomy_peer.finish() == expected[5:]
 
 
 # ---- reasons to stop ---------------------------------------------------------------------------------------------------
@@ -507,14 +518,11 @@ def test_a_broken_socket_gives_its_errno_and_kills_nobody(run: Run, peer: Peer, 
         with sending() as sender:
             peer.reset()
             await asyncio.sleep(0.05)
-            broken = (errno.EPIPE, errno.ECONNRESET)
-            for start in (
-                lambda: sender.start_file(peer.fd, file, 0, MIB, STALL_MS, ignore_readable=True),
-                lambda: sender.start_memory(peer.fd, BODY, STALL_MS, ignore_readable=True),
-            ):
-                outcome = await start()
-                assert outcome.stop is Stop.SOCKET_ERROR
-                assert outcome.errno in broken
+            broken = {errno.EPIPE, errno.ECONNRESET}
+            of_file = await sender.start_file(peer.fd, file, 0, MIB, STALL_MS, ignore_readable=True)
+            of_memory = await sender.start_memory(peer.fd, BODY, STALL_MS, ignore_readable=True)
+            assert [of_file.stop, of_memory.stop] == [Stop.SOCKET_ERROR] * 2
+            assert {of_file.errno, of_memory.errno} <= broken
             assert send_file_inline(peer.fd, file, 0, 100, probe=False).errno == errno.EPIPE
             assert send_memory_inline(peer.fd, b"x", probe=False).errno == errno.EPIPE
 
@@ -524,12 +532,12 @@ def test_a_broken_socket_gives_its_errno_and_kills_nobody(run: Run, peer: Peer, 
 # ---- on the loop -------------------------------------------------------------------------------------------------------
 
 
-def test_small_bodies_leave_inline(peer: Peer, file: int) -> None:
-    assert send_memory_inline(peer.fd, b"head", more=True) == Outcome(Stop.DONE, 4, 0, "send")
-    assert send_file_inline(peer.fd, file, 1, 600_000) == Outcome(Stop.DONE, 600_000, 0, "sendfile")
-    assert send_file_inline(peer.fd, file, 1, 0) == Outcome(Stop.DONE, 0, 0, "sendfile")
-    assert send_memory_inline(peer.fd, b"") == Outcome(Stop.DONE, 0, 0, "send")
-    assert peer.finish() == b"head" + BODY[1:600_001]
+def test_small_bodies_leave_inline(roomy_peer: Peer, file: int) -> None:
+    assert send_memory_inline(roomy_peer.fd, b"head", more=True) == Outcome(Stop.DONE, 4, 0, "send")
+    assert send_file_inline(roomy_peer.fd, file, 1, 600_000) == Outcome(Stop.DONE, 600_000, 0, "sendfile")
+    assert send_file_inline(roomy_peer.fd, file, 1, 0) == Outcome(Stop.DONE, 0, 0, "sendfile")
+    assert send_memory_inline(roomy_peer.fd, b"") == Outcome(Stop.DONE, 0, 0, "send")
+    assert roomy_peer.finish() == b"head" + BODY[1:600_001]
 
 
 def test_inline_never_waits_for_the_peer(peer: Peer, file: int) -> None:
@@ -937,3 +945,27 @@ def test_the_stubs_parameters_are_the_real_ones() -> None:
         keyword = [item.name for item in parameters if item.kind is item.KEYWORD_ONLY]
         assert positional == [item.arg for item in arguments.args], name
         assert keyword == [item.arg for item in arguments.kwonlyargs], name
+
+
+# ---- everything at once ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_random_interleavings_mix_up_no_bytes_and_leave_nothing_behind(loop: str) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.stress_bodysend",
+            "--count",
+            os.environ.get("STRESS_BODIES", "400"),
+            "--loop",
+            loop,
+        ],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
