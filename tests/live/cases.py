@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import engine
 import pytest
+
+import engine
 
 from .conftest import Sample
 from .relay import RelayedConnection

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import engine
 import pytest
 import uvloop
+
+import engine
 
 from .cases import assert_sent_once, assert_withheld
 from .conftest import Sample

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import engine
 import pytest
 import uvloop
+
+import engine
 
 from .cases import ONCE, assert_sent_once, assert_withheld, every_method_follows
 from .conftest import Sample

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import engine
 import pytest
 import uvloop
+
+import engine
 
 from .cases import ONCE, assert_sent_once, every_method_follows, pieces
 from .conftest import Sample
