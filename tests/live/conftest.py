@@ -1,4 +1,4 @@
-"""Fixtures: each real server once for a run, and skipped, saying what is missing, where its program is not installed.
+"""Fixtures: each real server once for these tests, and skipped, saying what is missing, where its program is not installed.
 
 ``ENGINE_LIVE=require`` (as .ci/run sets it) makes a missing program an error, so that a run cannot pass by skipping.
 """
@@ -47,45 +47,45 @@ def leave_out(why: str) -> None:
     pytest.skip(why)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nginx() -> Iterator[Nginx]:
     yield from serve(Nginx())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def apache() -> Iterator[Apache]:
     yield from serve(Apache())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lighttpd() -> Iterator[Lighttpd]:
     yield from serve(Lighttpd())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def haproxy(nginx: Nginx) -> Iterator[Haproxy]:
     yield from serve(Haproxy(nginx.store.removeprefix("http://")))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def xrootd() -> Iterator[Xrootd]:
     """An XRootD pair whose manager holds its answer about a new name for 1 s."""
     yield from serve(Xrootd(lookup_s=1))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def slow_xrootd() -> Iterator[Xrootd]:
     """An XRootD pair whose manager holds its answer about a new name for 4 s."""
     yield from serve(Xrootd(lookup_s=4))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def full_xrootd() -> Iterator[Xrootd]:
     """An XRootD pair whose data server cannot write beyond 4 MiB of a file."""
     yield from serve(Xrootd(lookup_s=1, full_at=4 << 20))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ceph() -> Iterator[Ceph]:
     yield from serve(Ceph())
 

@@ -103,7 +103,7 @@ class LiveServer:
     """What all servers have in common: a folder, ports, processes, and their end."""
 
     programs: ClassVar[Mapping[str, str]] = {}
-    """Program → the Debian package that brings it."""
+    """Program (found on SYSTEM_PATH) or file (absolute path) → the Debian package that brings it."""
 
     def __init__(self) -> None:
         self.ports = Ports()
@@ -143,7 +143,7 @@ class LiveServer:
 
     def _check_programs(self) -> None:
         for program, package in self.programs.items():
-            if shutil.which(program, path=SYSTEM_PATH) is None:
+            if not Path(program).exists() and shutil.which(program, path=SYSTEM_PATH) is None:
                 raise ProgramMissing(f"{program} is not installed (Debian package {package})")
 
     def make_folder(self, name: str, *, owner: str | None = None) -> Path:
@@ -529,7 +529,7 @@ class Apache(LiveServer):
 class Lighttpd(LiveServer):
     """lighttpd as redirector and, with mod_webdav, as store; URLs as with :class:`Apache`, without 401 and 413."""
 
-    programs: ClassVar = {"lighttpd": "lighttpd"}
+    programs: ClassVar = {"lighttpd": "lighttpd", "/usr/lib/lighttpd/mod_webdav.so": "lighttpd-mod-webdav"}
     full_at: ClassVar[int] = 4 << 20
 
     def start(self) -> None:

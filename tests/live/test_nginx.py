@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,19 +60,27 @@ def test_a_put_through_a_redirect_sends_the_refusing_server_no_body_byte_and_the
     assert digest(nginx.stored("once")) == sample.sha256
 
 
+@pytest.mark.parametrize("at_once", [1, 16])
 def test_a_100_and_a_307_microseconds_apart_let_no_body_byte_leave_in_50_puts(
-    nginx: Nginx, sample: Sample, kernel_counts: DestroyedSockets
+    nginx: Nginx, sample: Sample, kernel_counts: DestroyedSockets, at_once: int
 ) -> None:
     size = 2 << 20
+    path = f"/307/fifty-{at_once}"
 
     async def put_all() -> list[engine.PutResult]:
+        turns = asyncio.Semaphore(at_once)
         async with engine.Client() as client:
-            return [await client.put(sample.path, f"{nginx.redirector}/307/fifty", size=size) for _ in range(50)]
+
+            async def put(number: int) -> engine.PutResult:
+                async with turns:
+                    return await client.put(sample.path, nginx.redirector + path, size=size)
+
+            return await asyncio.gather(*map(put, range(50)))
 
     for result in uvloop.run(put_all()):
         assert [hop.body_bytes_sent for hop in result.hops] == [0, size]
         assert [hop.body_bytes_read for hop in result.hops] == [0, size]
-    received = body_bytes_received(nginx, nginx.redirector, "/307/fifty", kernel_counts, 50)
+    received = body_bytes_received(nginx, nginx.redirector, path, kernel_counts, 50)
     assert set(received) <= {0, 1}  # 1: the end of the stream
 
 
