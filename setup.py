@@ -42,7 +42,7 @@ def extension(name: str, *, depends: list[str], args: list[str]) -> Extension:
 setup(
     ext_modules=cythonize(
         [
-            extension("_fastparse", depends=["engine/_scan.h"], args=[]),
+            extension("_fastparse", depends=["engine/_scan.h", "engine/_framing.h"], args=[]),
             extension("_bodysend", depends=["engine/_bodysend.h"], args=["-pthread"]),
         ],
         compiler_directives={
