@@ -1,3 +1,5 @@
+"""Lets the fuzzers' tests import what lies beside them and above."""
+
 import sys
 from pathlib import Path
 
