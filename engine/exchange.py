@@ -441,4 +441,4 @@ def _quiet_s(body_size: int | None) -> float:
         return limits.QUIET_S
     if body_size < limits.QUIET_THRESHOLD_BYTES:
         return 0.0
-    return min(limits.QUIET_MAX_S, max(limits.QUIET_S, body_size * limits.QUIET_S_PER_BYTE))
+    return min(limits.QUIET_MAX_S, max(limits.QUIET_S, body_size * limits.QUIET_PER_GIB_S / (1 << 30)))

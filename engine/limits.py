@@ -23,7 +23,7 @@ CONTINUE_TIMEOUT_S: Final = 1.0  # for an origin nothing is known of; curl's and
 CONTINUE_TIMEOUT_ROUND_TRIPS: Final = 4  # …or this many connect round trips, whichever is more
 QUIET_S: Final = 0.001  # silence after a 100 before the body: nginx sends the 307 at most 0.3 ms behind it
 QUIET_MAX_S: Final = 0.02  # …and longer for longer bodies: on a busy server the 307 may be a time slice behind
-QUIET_S_PER_BYTE: Final = 0.02 / 1024**3  # at most 2 % of what the body takes at 1 GiB/s
+QUIET_PER_GIB_S: Final = 0.02  # at most 2 % of what the body takes at 1 GiB/s
 QUIET_THRESHOLD_BYTES: Final = 1 * MIB  # …for bodies of this size and more; below, 1 ms costs more than it saves
 
 # --- time -----------------------------------------------------------------------------------------------------------
