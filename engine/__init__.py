@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 for _extension in ("_bodysend", "_fastparse"):  # a missing one is announced, never silent: nothing works without
     if find_spec(f"engine.{_extension}") is None:
         raise ImportError(
-            f"engine's compiled extension {_extension} is not there, or not for this Python. From a source tree, run "
+            f"engine's compiled extensions are not there or do not fit this Python ({_extension}). From a source tree, run "
             "'pip install -e .' (it needs gcc and the Python headers), or 'make test'."
         )
 

@@ -438,8 +438,8 @@ _WORDS: Final = (
     (r"Retry: max_attempts", "--max-attempts"),
     (r"\bsse_customer_key\b", "--sse-customer-key-file"),
     (r"\b(continue|connect|stall|response|total)_timeout_s\b", r"--\1-timeout"),
-    (rf"\b({_NAMES})=(?=[^\w'\"-])", r"--\1"),
-    (rf"\b({_NAMES})=", r"--\1 "),
+    (rf"(?<![\w/?&])({_NAMES})=(?=[^\w'\"-]|$)", r"--\1"),  # not in a URL
+    (rf"(?<![\w/?&])({_NAMES})=", r"--\1 "),
     (r"\b(if_match|if_none_match|sse_kms_key_id|storage_class)\b", r"--\1"),
     (r"(--[a-z-]+-timeout)=", r"\1 "),
 )

@@ -307,7 +307,7 @@ def _became_of(screen: _Screen) -> str:
 
 
 def put_summary(result: PutResult, url: str, paint: Paint) -> list[str]:
-    """Lines for people: what was stored where, how fast, and, after redirects, what each hop cost."""
+    """Lines about a put: what was stored, how fast, whether the server has the same bytes; and the hops, if there were more."""
     from engine.display import format_bytes, format_rate, format_seconds
     from engine.wire import printable, redact_url_text
 

@@ -89,6 +89,8 @@ def _workspace(file: str | None, size: int | None, folder: str | None) -> Genera
     if file is not None and size is not None:
         raise UsageError("--size is of the file that is made; it cannot be combined with FILE")
     if file is not None:
+        if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):
+            raise UsageError(f"{file!r} is a pipe or a device; the demo reads its file more than once")
         with open(file, "rb") as opened:  # an error now, and with its own words
             needed = os.fstat(opened.fileno()).st_size
     else:
