@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Final
 
 import uvloop
+
 from engine._bodysend import BodySender, Job, Outcome, Stop, send_file_inline
 
 CONTENT_BYTES: Final = 32 << 20
