@@ -27,6 +27,8 @@ class Wire(Protocol):
 
     @property
     def wants_body(self) -> bool: ...
+    @property
+    def body_sent(self) -> int: ...  # bytes of this body that the kernel took in this exchange, framing not counted
     async def send_file(self, fd: int, offset: int, count: int) -> int: ...
     async def send_pipe(self, fd: int, count: int) -> int: ...
     async def send_memory(self, view: memoryview, *, payload: bool = True, more: bool = False) -> int: ...
@@ -55,8 +57,26 @@ class Body:
     def check_unchanged(self) -> None:
         """Raises SourceChanged when the source is not what it was when it was opened."""
 
+    async def settle(self) -> None:
+        """Stop what still reads the source, and wait for it, however often the caller is cancelled. Before `close`."""
+
     def close(self) -> None:
         """Give back what the body holds. Idempotent."""
+
+
+async def until_done(future: asyncio.Future[Any]) -> None:
+    """Wait until `future` is done, however often this task is cancelled meanwhile; the cancellation goes on afterwards.
+
+    For clean-ups: what the future uses (a descriptor, a buffer) is closed next.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:  # noqa: PERF203
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 class FileBody(Body):
@@ -81,9 +101,12 @@ class FileBody(Body):
             else:
                 # The last bytes are held back until now: a file that changed meanwhile never becomes a stored object.
                 self.check_unchanged()
-            sent = await wire.send_file(self.fd, position, count)
+            before = wire.body_sent
+            try:
+                sent = await wire.send_file(self.fd, position, count)
+            finally:  # what had left counts when it was cancelled, too
+                self.bytes_read += wire.body_sent - before
             position += sent
-            self.bytes_read += sent
             if sent < count and wire.wants_body:
                 self.check_unchanged()
                 raise SourceChanged(f"{self._name}: ended at byte {position} of {end} while it was being sent")
@@ -128,7 +151,10 @@ class MemoryBody(Body):
         self.size: int = view.nbytes
 
     async def send(self, wire: Wire, start: int = 0) -> None:
-        self.bytes_read += await wire.send_memory(self.view[start:])
+        try:
+            await wire.send_memory(self.view[start:])
+        finally:
+            self.bytes_read += wire.body_sent - start
 
     def small_view(self) -> memoryview | None:
         return self.view if self.size <= limits.COALESCE_MAX_BYTES else None
@@ -137,19 +163,105 @@ class MemoryBody(Body):
         self.view.release()
 
 
-class PipeBody(Body):
-    """A pipe, socket or terminal: by splice when the size is known, read piece by piece and chunked when it is not."""
+class IteratorBody(Body):
+    """An iterable or async iterable of buffers, one item in flight. With a size the items must add up to it.
 
-    def __init__(self, fd: int, size: int | None) -> None:
-        self._fd = os.dup(fd)  # a duplicate: epoll takes each descriptor once, and the caller may use its own
+    An answer may come while an item is in the making, or when it is there and not a byte of it has left. Neither the item nor
+    the step that makes it is given up then (cancelling a step ends the caller's generator): the next hop goes on with it.
+    """
+
+    def __init__(self, items: AsyncIterator[Any], size: int | None) -> None:
         self.size = size
+        self._items = items
+        self._step: asyncio.Future[Any] | None = None
+        self._held: memoryview | None = None
 
     async def send(self, wire: Wire, start: int = 0) -> None:
         if self.size is None:
-            await _send_chunked(self, wire, self._pieces())
+            await self._send_chunked(wire)
             return
-        sent = await wire.send_pipe(self._fd, self.size)
-        self.bytes_read += sent
+        item = await self._next_item(wire)
+        while item is not None and wire.wants_body:
+            # The last bytes wait until the iterator is known to have ended: an object of a wrong size is never stored.
+            last = self.bytes_read >= self.size
+            if self.bytes_read > self.size or (last and await self._next_item(wire) is not None):
+                raise UsageError(f"size={self.size}, but the iterator gives more; nothing was stored", stage="body")
+            await wire.send_memory(item)
+            if self._gave_back(item, wire):
+                return
+            item = None if last else await self._next_item(wire)
+        if wire.wants_body and self.bytes_read < self.size:
+            raise UsageError(
+                f"size={self.size}, but the iterator ended after {self.bytes_read} bytes; nothing was stored",
+                stage="body",
+            )
+
+    async def _send_chunked(self, wire: Wire) -> None:
+        """RFC 9112 section 7.1; the framing shares segments with the items and does not count as body."""
+        while wire.wants_body and (item := await self._next_item(wire)) is not None:
+            await wire.send_memory(memoryview(b"%x\r\n" % item.nbytes), payload=False, more=True)
+            await wire.send_memory(item, more=True)
+            if self._gave_back(item, wire):
+                return
+            await wire.send_memory(memoryview(b"\r\n"), payload=False)
+        if wire.wants_body:
+            await wire.send_memory(memoryview(b"0\r\n\r\n"), payload=False)
+
+    async def _next_item(self, wire: Wire) -> memoryview | None:
+        """The next item that is not empty; None at the end, or when an answer came that makes the rest unwanted."""
+        if self._held is not None:
+            view, self._held = self._held, None
+            self.bytes_read += view.nbytes
+            return view
+        while True:
+            if self._step is None:
+                self._step = asyncio.ensure_future(_take_one(self._items))
+            if not await wire.listen_until(self._step):
+                return None
+            step, self._step = self._step, None
+            item = step.result()
+            if item is None:
+                return None
+            view = as_view(item, "an item of the iterator")
+            if view.nbytes:
+                self.bytes_read += view.nbytes
+                if self.tap is not None:
+                    self.tap(view)
+                return view
+
+    def _gave_back(self, item: memoryview, wire: Wire) -> bool:
+        """Keep for the next hop what came too late for this one. True when there is nothing more to do on this one."""
+        if wire.wants_body or wire.body_sent or self.bytes_read != item.nbytes:
+            return not wire.wants_body
+        self._held = item
+        self.bytes_read = 0
+        return True
+
+    async def settle(self) -> None:
+        step, self._step = self._step, None
+        if step is None:
+            return
+        step.cancel()
+        await until_done(step)
+        if not step.cancelled():
+            step.exception()  # looked at, so that the loop does not complain about an error nobody can use
+
+
+class PipeBody(IteratorBody):
+    """A pipe, socket or terminal: by splice when the size is known, read piece by piece and chunked when it is not."""
+
+    def __init__(self, fd: int, size: int | None) -> None:
+        super().__init__(self._pieces(), size)
+        self._fd = os.dup(fd)  # a duplicate: epoll takes each descriptor once, and the caller may use its own
+
+    async def send(self, wire: Wire, start: int = 0) -> None:
+        if self.size is None:
+            await super().send(wire, start)
+            return
+        try:
+            sent = await wire.send_pipe(self._fd, self.size)
+        finally:
+            self.bytes_read += wire.body_sent
         if sent < self.size and wire.wants_body:
             raise UsageError(
                 f"size={self.size}, but the pipe ended after {sent} bytes; nothing was stored", stage="body"
@@ -180,68 +292,7 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-class IteratorBody(Body):
-    """An iterable or async iterable of buffers, one item in flight. With a size the items must add up to it."""
-
-    def __init__(self, items: AsyncIterator[Any], size: int | None) -> None:
-        self._items = items
-        self.size = size
-
-    async def send(self, wire: Wire, start: int = 0) -> None:
-        if self.size is None:
-            await _send_chunked(self, wire, self._items)
-            return
-        item = await _next_item(self, wire, self._items)
-        while item is not None and wire.wants_body:
-            # The last bytes wait until the iterator is known to have ended: an object of a wrong size is never stored.
-            last = self.bytes_read >= self.size
-            if self.bytes_read > self.size or (last and await _next_item(self, wire, self._items) is not None):
-                raise UsageError(f"size={self.size}, but the iterator gives more; nothing was stored", stage="body")
-            await wire.send_memory(item)
-            item = None if last else await _next_item(self, wire, self._items)
-        if wire.wants_body and self.bytes_read < self.size:
-            raise UsageError(
-                f"size={self.size}, but the iterator ended after {self.bytes_read} bytes; nothing was stored",
-                stage="body",
-            )
-
-
-async def _send_chunked(body: Body, wire: Wire, items: AsyncIterator[Any]) -> None:
-    """RFC 9112 section 7.1; the framing shares segments with the items and does not count as body."""
-    while wire.wants_body and (item := await _next_item(body, wire, items)) is not None:
-        await wire.send_memory(memoryview(b"%x\r\n" % item.nbytes), payload=False, more=True)
-        await wire.send_memory(item, more=True)
-        await wire.send_memory(memoryview(b"\r\n"), payload=False)
-    if wire.wants_body:
-        await wire.send_memory(memoryview(b"0\r\n\r\n"), payload=False)
-
-
-async def _next_item(body: Body, wire: Wire, items: AsyncIterator[Any]) -> memoryview | None:
-    """The next item that is not empty; None at the end, or when an answer came that makes the rest unwanted."""
-    while True:
-        pending = asyncio.ensure_future(_step(items))
-        try:
-            wanted = await wire.listen_until(pending)
-        finally:
-            if not pending.done():
-                pending.cancel()
-                await asyncio.wait([pending])
-        if not wanted:
-            if not pending.cancelled():
-                pending.exception()  # looked at, so that the loop does not complain about an error nobody can use
-            return None
-        item = pending.result()
-        if item is None:
-            return None
-        view = as_view(item, "an item of the iterator")
-        if view.nbytes:
-            body.bytes_read += view.nbytes
-            if body.tap is not None:
-                body.tap(view)
-            return view
-
-
-async def _step(items: AsyncIterator[Any]) -> Any:
+async def _take_one(items: AsyncIterator[Any]) -> Any:
     # StopAsyncIteration cannot leave a task.
     async for item in items:
         return item

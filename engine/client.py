@@ -241,7 +241,7 @@ class Client:
             ).run()
         finally:
             if source is not None:
-                source.close()
+                await _close(source)
         response = outcome.reply.response
         return Response(
             status=response.status,
@@ -298,9 +298,11 @@ class Client:
                 error.body_bytes_sent = outcome.body_bytes_sent
                 raise
         finally:
-            if digest is not None:
-                await digest.stop()
-            body.close()
+            try:
+                if digest is not None:
+                    await digest.stop()
+            finally:
+                await _close(body)
 
     def _place(self, destination: str, options: CallOptions) -> _Place:
         """Where a destination is, and who signs for it. Raises UsageError."""
@@ -397,6 +399,13 @@ def _caller_fields(options: CallOptions) -> list[Field]:
 
 def _object_fields(options: CallOptions) -> list[Field]:
     return s3.object_fields(**{name: options[name] for name in _OBJECT_OPTIONS if options.get(name) is not None})  # type: ignore[literal-required]
+
+
+async def _close(body: Body) -> None:
+    try:
+        await body.settle()
+    finally:
+        body.close()
 
 
 # --- hashes ----------------------------------------------------------------------------------------------------------

@@ -505,6 +505,11 @@ class Connection(asyncio.BufferedProtocol):
     def wants_body(self) -> bool:
         return self._exchange is not None and self._exchange.state is State.BODY_LEAVING
 
+    @property
+    def body_sent(self) -> int:
+        assert self._exchange is not None
+        return self._exchange.body_sent
+
     async def send_file(self, fd: int, offset: int, count: int) -> int:
         if count <= limits.INLINE_BODY_MAX_BYTES:
             outcome = send_file_inline(self._descriptor, fd, offset, count)

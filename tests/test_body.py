@@ -40,6 +40,10 @@ class Kernel:
     def wants_body(self) -> bool:
         return len(self.payload) < self._limit
 
+    @property
+    def body_sent(self) -> int:
+        return len(self.payload)
+
     async def send_file(self, fd: int, offset: int, count: int) -> int:
         return self._take(os.pread(fd, count, offset))
 
