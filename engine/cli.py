@@ -370,6 +370,7 @@ def _head(args: argparse.Namespace) -> int:
 
 
 def head_lines(info: ObjectInfo) -> list[str]:
+    """Lines about an object: what its server says of it, sizes in bytes."""
     from engine.display import format_bytes, table
     from engine.wire import printable
 

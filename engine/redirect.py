@@ -237,10 +237,11 @@ def decide(intent: Intent, visits: Sequence[Visit], answer: Answer, policy: Redi
     hops = len({(visit.url, visit.region) for visit in visits})
     if decision is None or isinstance(decision, Refuse) or hops <= policy.max_hops:
         return decision
+    followed = "none is followed" if policy.max_hops == 0 else f"{policy.max_hops} were followed already"
     where = _shown(decision.url)
     return Refuse(
         "too-many-hops",
-        f"{status} redirects to {decision.url.origin}, one hop more than RedirectPolicy(max_hops={policy.max_hops}).",
+        f"{status} redirects to {decision.url.origin}, but {followed}: see RedirectPolicy(max_hops=…).",
         where,
     )
 
