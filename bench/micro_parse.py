@@ -123,6 +123,9 @@ def ours_halves(sample: Sample) -> Run:
 def from_cython(sample: Sample) -> Run:
     feed_loop = compiled_feed_loop()
     parser = ResponseParser()
+    feed_loop.run(parser, sample.stream, 1)
+    assert parser.response is not None
+    assert not parser.armed
     return lambda loops: feed_loop.run(parser, sample.stream, loops)
 
 

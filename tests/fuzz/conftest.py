@@ -1,3 +1,5 @@
+"""Makes the helpers of tests/ importable here."""
+
 import sys
 from pathlib import Path
 
