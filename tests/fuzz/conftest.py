@@ -1,4 +1,4 @@
-"""Lets the fuzzers' tests import what lies beside them and above."""
+"""Makes the helpers of tests/ importable here."""
 
 import sys
 from pathlib import Path
