@@ -1,9 +1,9 @@
-/* Bodies leave here: worker threads that move bytes from a file, memory or a pipe into a socket.
+/* Bodies leave here: worker threads that move bytes from a file, memory, a pipe or a socket into a socket.
  *
  * A job is one body on one socket. It belongs to a home (one per event loop), and while it runs to a worker. A worker
  * is a pthread that never touches Python; it runs one job while there are at most BS_MAX_WORKERS bodies, and above
  * that several, in turns of one step (BS_STEP bytes), so that none starves. All a worker ever waits in is one poll():
- * for its jobs' sockets (and empty pipes), and for its wake_fd, which says that a job came or that one was cancelled.
+ * for its jobs' sockets (and empty sources), and for its wake_fd, which says that a job came or that one was cancelled.
  *
  * A finished job is put on its home's done list, and the home's event_fd tells the loop. Who may touch what:
  *   pool.lock    pool.*, worker.{inbox,load}, home.done, job.{worker,next}; and every write to a wake_fd or event_fd,
@@ -71,13 +71,14 @@ typedef struct bs_home {
 
 typedef struct bs_job {
     int sock_fd;   /* non-blocking; borrowed */
-    int source_fd; /* file or pipe; borrowed */
+    int source_fd; /* file, pipe or socket; borrowed */
     const char *memory;
     int64_t offset; /* in the file, or into memory, of the next byte */
     int64_t left;   /* bytes still to send */
     int64_t stall_ms; /* 0: no limit */
     bs_path path;
-    bool until_end;       /* a pipe of unknown length: its end is DONE, not SOURCE_ENDED */
+    bool stream;          /* the source is a pipe or a socket: it may be empty for a while */
+    bool until_end;       /* a stream of unknown length: its end is DONE, not SOURCE_ENDED */
     bool more;            /* something follows in the same segment: MSG_MORE on the last byte too */
     bool ignore_readable; /* the caller has read the peer's FIN: POLLIN and POLLRDHUP would be true for ever */
 
@@ -88,7 +89,7 @@ typedef struct bs_job {
     bool corked;
     int64_t deadline_ms;  /* of the stall; 0: not waiting for the socket since the last byte */
     nfds_t source_slot;   /* in the worker's poll set; 0: not in it */
-    char *copy;           /* BS_READ_SEND: BS_STEP bytes, of which [copied, filled) await the socket */
+    char *copy;           /* BS_READ_SEND: BS_STEP bytes, of which those of a file in [copied, filled) await the socket */
     size_t copied, filled;
 
     _Atomic int64_t sent;
@@ -153,12 +154,33 @@ static inline bool bs_end(bs_job *job, bs_stop stop, int error) {
     return true;
 }
 
+static inline bool bs_has_copy(bs_job *job) {
+    if (!job->copy) job->copy = malloc(BS_STEP);
+    job->source_failed = !job->copy;
+    return job->copy;
+}
+
+/* Bytes leave the source only when the socket took them, so that a job can end, and another go on, at any byte. A splice through
+ * a pipe of our own would be cheaper, and what that pipe still held would be lost. */
+static inline ssize_t bs_peek_send(bs_job *job, size_t want) {
+    if (!bs_has_copy(job)) return -1;
+    ssize_t n = recv(job->source_fd, job->copy, want, MSG_PEEK | MSG_DONTWAIT);
+    if (n <= 0) {
+        job->source_failed = n < 0 && errno != EAGAIN;
+        return n;
+    }
+    n = send(job->sock_fd, job->copy, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
+    for (ssize_t left = n; left > 0;) { /* TCP drops without copying; others copy what is there already */
+        ssize_t taken = recv(job->source_fd, job->copy, (size_t)left, MSG_TRUNC | MSG_DONTWAIT);
+        if (taken <= 0) break;
+        left -= taken;
+    }
+    return n;
+}
+
 static inline ssize_t bs_read_send(bs_job *job, size_t want) {
     if (job->copied == job->filled) {
-        if (!job->copy && !(job->copy = malloc(BS_STEP))) {
-            job->source_failed = true;
-            return -1;
-        }
+        if (!bs_has_copy(job)) return -1;
         ssize_t n;
         do n = pread(job->source_fd, job->copy, want, job->offset);
         while (n < 0 && errno == EINTR);
@@ -174,14 +196,12 @@ static inline ssize_t bs_read_send(bs_job *job, size_t want) {
     return n;
 }
 
-/* An empty pipe and a full socket are the same EAGAIN; one look at the pipe tells them apart. */
 static inline ssize_t bs_splice(bs_job *job, size_t want) {
     size_t moved = 0;
     while (moved < want) {
         ssize_t n = splice(job->source_fd, NULL, job->sock_fd, NULL, want - moved, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
         if (n <= 0) {
             if (moved) break;
-            if (n < 0 && errno == EINVAL) job->source_failed = true; /* not a pipe */
             return n;
         }
         moved += (size_t)n;
@@ -203,14 +223,15 @@ static inline ssize_t bs_move(bs_job *job, size_t want) {
     case BS_SPLICE:
         return bs_splice(job, want);
     case BS_READ_SEND:
-        return bs_read_send(job, want);
+        return job->stream ? bs_peek_send(job, want) : bs_read_send(job, want);
     }
     return 0;
 }
 
+/* An empty source and a full socket are the same EAGAIN; one look at the source tells them apart. */
 static inline bool bs_blocked(bs_job *job) {
     struct pollfd source = {.fd = job->source_fd, .events = POLLIN};
-    if (job->path == BS_SPLICE && poll(&source, 1, 0) == 0) {
+    if (job->stream && poll(&source, 1, 0) == 0) {
         job->state = BS_ON_SOURCE;
         job->deadline_ms = 0; /* a slow source is not a stalled peer */
         return false;
@@ -230,10 +251,10 @@ static inline bool bs_failed(bs_job *job, int error) {
     case EAGAIN:
         if (!job->source_failed) return bs_blocked(job);
         break;
-    case EINVAL:    /* files without splice_read: most of /proc, some FUSE and network filesystems */
+    case EINVAL:    /* a socket as source; files without splice_read: most of /proc, some FUSE and network filesystems */
     case ENOSYS:
     case EOVERFLOW: /* beyond the filesystem's s_maxbytes, which read does not ask */
-        if (job->path != BS_SENDFILE) break;
+        if (job->path != BS_SENDFILE && job->path != BS_SPLICE) break;
         job->path = BS_READ_SEND;
         return false;
     case EFAULT: /* memory that is gone: an mmap whose file was truncated */

@@ -44,6 +44,7 @@ cdef extern from "_bodysend.h" nogil:
         int64_t left
         int64_t stall_ms
         bs_path path
+        bint stream
         bint until_end
         bint more
         bint ignore_readable
@@ -74,9 +75,9 @@ class Stop(enum.IntEnum):
     READABLE = BS_READABLE  # the peer sent something or half-closed; read and parse it, then perhaps start again
     STALLED = BS_STALLED  # the kernel accepted no byte for stall_ms
     CANCELLED = BS_CANCELLED  # by Job.cancel() or BodySender.close()
-    SOURCE_ENDED = BS_SOURCE_ENDED  # the file or pipe had fewer bytes than promised
+    SOURCE_ENDED = BS_SOURCE_ENDED  # the source had fewer bytes than promised
     SOCKET_ERROR = BS_SOCKET_ERROR  # errno; an answer may still be in the receive queue
-    SOURCE_ERROR = BS_SOURCE_ERROR  # errno of reading the file, pipe or memory
+    SOURCE_ERROR = BS_SOURCE_ERROR  # errno of reading the source
     WOULD_BLOCK = BS_WOULD_BLOCK  # inline only: the socket is full, or the file is not in the page cache
 
 
@@ -86,7 +87,7 @@ class Outcome(NamedTuple):
     stop: Stop
     sent: int  # bytes of this call handed to the kernel
     errno: int  # the kernel's number for SOCKET_ERROR and SOURCE_ERROR, else 0
-    path: str  # "sendfile", "send" (memory), "splice" (pipe) or "read+send" (a file that knows no sendfile)
+    path: str  # "sendfile", "send" (memory), "splice" (pipe) or "read+send" (a socket, a file that knows no sendfile)
 
 
 cdef tuple _STOPS = tuple(Stop)
@@ -234,9 +235,14 @@ cdef class BodySender:
         return self._start(job, stall_ms, ignore_readable)
 
     def start_pipe(self, int sock_fd, int pipe_fd, int64_t count, int64_t stall_ms, *, bint ignore_readable=False):
-        """Send `count` bytes out of a pipe, or all until its end with -1. Waiting for the pipe is not a stall."""
+        """Send `count` bytes out of a pipe or a stream socket, or all until its end with -1. Waiting for it is not a stall.
+
+        A byte leaves the source only when the socket took it, so that another job can go on where one ended. Out of a socket
+        they are copied ("read+send").
+        """
         cdef Job job = Job.__new__(Job)
         _aim(&job._native, sock_fd, BS_SPLICE, pipe_fd, 0, INT64_MAX if count == -1 else count)
+        job._native.stream = True
         job._native.until_end = count == -1
         return self._start(job, stall_ms, ignore_readable)
 

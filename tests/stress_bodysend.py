@@ -40,7 +40,8 @@ from engine._bodysend import BodySender, Job, Outcome, Stop, send_file_inline
 CONTENT_BYTES: Final = 32 << 20
 SOCKET_BUFFER_BYTES: Final = 32 << 10  # small, so that most bodies are still leaving when their event comes
 CONCURRENCY: Final = 100  # above the 64 threads
-SOURCES: Final = ("file", "tmpfs", "memory", "pipe", "read+send")
+SOURCES: Final = ("file", "tmpfs", "memory", "pipe", "socket", "read+send")
+STREAMS: Final = ("pipe", "socket")
 EVENTS: Final = {  # event: how often, and the stops it allows beside DONE (the body may be faster)
     "none": (30, ()),
     "cancel": (15, (Stop.CANCELLED,)),
@@ -156,8 +157,9 @@ class Body:
                 file.write(self.expected)
             self.path = Path(file.name)
             self.fds = [os.open(self.path, os.O_RDONLY)]
-        elif plan.source == "pipe":
-            read_fd, write_fd = os.pipe()
+        elif plan.source in STREAMS:
+            ends = socket.socketpair() if plan.source == "socket" else None
+            read_fd, write_fd = os.pipe() if ends is None else (ends[0].detach(), ends[1].detach())
             os.set_blocking(write_fd, False)
             self.fds = [read_fd]
             self.feeder = world.loop.create_task(self.feed(write_fd))
@@ -174,7 +176,7 @@ class Body:
         offset, count = plan.offset + sent, plan.size - sent
         if plan.source == "memory":
             return sender.start_memory(sock_fd, self.expected[sent:], self.stall_ms, ignore_readable=ignore)
-        if plan.source == "pipe":
+        if plan.source in STREAMS:
             count = -1 if plan.index % 2 else count
             return sender.start_pipe(sock_fd, self.fds[0], count, self.stall_ms, ignore_readable=ignore)
         if plan.source == "own file":
@@ -267,9 +269,9 @@ class Body:
         allowed = (Stop.DONE, *EVENTS[plan.event][1])
         assert outcome.stop in allowed, f"{outcome} where {allowed} may be"
         assert sent <= plan.size
-        whole = sent == plan.size  # a pipe of unknown length has then still to end
+        whole = sent == plan.size  # a stream of unknown length has then still to end
         assert whole or outcome.stop is not Stop.DONE
-        assert outcome.stop is Stop.DONE or not whole or plan.source == "pipe"
+        assert outcome.stop is Stop.DONE or not whole or plan.source in STREAMS
         assert (outcome.errno in (errno.EPIPE, errno.ECONNRESET)) == (outcome.stop is Stop.SOCKET_ERROR)
         if plan.event in ("reset", "answer-and-reset"):
             assert len(received) <= sent

@@ -255,6 +255,47 @@ def feed_pipe(write_fd: int, pieces: list[bytes], pause_s: float = 0) -> threadi
 
 
 @pytest.mark.parametrize("count", [len(BODY), -1])
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+def test_a_socket_is_read_and_sent_by_count_or_to_its_end(run: Run, peer: Peer, count: int, family: int) -> None:
+    source = Peer() if family == socket.AF_INET else None
+    reader, writer = (source.ours, source.theirs) if source else socket.socketpair()
+    thread = feed_pipe(writer.detach(), [BODY])
+
+    async def main() -> None:
+        with sending() as sender:
+            peer.read()
+            outcome = await sender.start_pipe(peer.fd, reader.fileno(), count, STALL_MS)
+            assert outcome == Outcome(Stop.DONE, len(BODY), 0, "read+send")
+
+    run(main())
+    thread.join()
+    reader.close()
+    assert peer.finish() == BODY
+
+
+def test_what_the_peer_did_not_take_is_left_in_the_source_socket(run: Run, peer: Peer) -> None:
+    reader, writer = socket.socketpair()
+    thread = feed_pipe(writer.detach(), [BODY])
+
+    async def main() -> None:
+        with sending() as sender:
+            job = sender.start_pipe(peer.fd, reader.fileno(), len(BODY), STALL_MS)
+            await until_blocked(job)
+            peer.theirs.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+            first = await job
+            assert first.stop is Stop.READABLE
+            peer.ours.recv(100)
+            peer.read()
+            rest = len(BODY) - first.sent
+            assert (await sender.start_pipe(peer.fd, reader.fileno(), -1, STALL_MS))[:2] == (Stop.DONE, rest)
+
+    run(main())
+    thread.join()
+    reader.close()
+    assert peer.finish() == BODY
+
+
+@pytest.mark.parametrize("count", [len(BODY), -1])
 def test_a_pipe_is_spliced_by_count_or_to_its_end(run: Run, peer: Peer, count: int) -> None:
     read_fd, write_fd = os.pipe()
     thread = feed_pipe(write_fd, [BODY])

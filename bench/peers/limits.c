@@ -1,10 +1,11 @@
 /* What the kernel charges for a body: bare blocking loops, one thread per connection, nothing looked at on the way.
  *
  *   limits sendfile|send|splice PORT FILE BYTES CONNECTIONS [CPU]
+ *   limits fill - - BYTES 1 [CPU]
  *
- * prints one line of JSON: seconds until the sink took the last byte, and CPU seconds of this process. `send` sends BYTES of
- * anonymous memory, `splice` moves them out of a pipe which a second thread fills with vmsplice. FILE is used by sendfile;
- * its descriptor is shared by all connections, each sends BYTES of it.
+ * The first three print one line of JSON: seconds until the sink took the last byte, and CPU seconds of this process. Each
+ * connection carries BYTES: of FILE, of anonymous memory, or out of the pipe that is stdin. `fill` is the producer of that
+ * pipe: it writes BYTES to stdout by vmsplice, without copying, as cheap as a producer can be.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -38,40 +39,28 @@ static void fail(const char *what) {
 
 static double seconds(const struct timeval *time) { return (double)time->tv_sec + (double)time->tv_usec / 1e6; }
 
-/* Fills the pipe by reference: the pages are never copied, as when `cat` is the producer. */
-static void *fill(void *argument) {
-    int fd = (int)(intptr_t)argument;
+static int fill(void) {
+    fcntl(STDOUT_FILENO, F_SETPIPE_SZ, PIPE_BYTES);
     for (size_t left = bytes; left;) {
         struct iovec piece = {.iov_base = memory, .iov_len = left < PIPE_BYTES ? left : PIPE_BYTES};
-        ssize_t n = vmsplice(fd, &piece, 1, 0);
+        ssize_t n = vmsplice(STDOUT_FILENO, &piece, 1, 0);
         if (n < 0) fail("vmsplice");
         left -= (size_t)n;
     }
-    close(fd);
-    return NULL;
+    return 0;
 }
 
 static void *send_body(void *argument) {
     int fd = (int)(intptr_t)argument;
-    int ends[2];
-    pthread_t filler;
     char byte;
-    if (*kind == 's' && !strcmp(kind, "splice")) {
-        if (pipe(ends) || fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES) < 0) fail("pipe");
-        if (pthread_create(&filler, NULL, fill, (void *)(intptr_t)ends[1])) fail("pthread_create");
-    }
     off_t offset = 0;
     for (size_t done = 0; done < bytes;) {
         ssize_t n;
         if (!strcmp(kind, "sendfile")) n = sendfile(fd, file_fd, &offset, bytes - done);
         else if (!strcmp(kind, "send")) n = send(fd, memory + done, bytes - done, 0);
-        else n = splice(ends[0], NULL, fd, NULL, bytes - done, SPLICE_F_MOVE);
+        else n = splice(STDIN_FILENO, NULL, fd, NULL, bytes - done, SPLICE_F_MOVE);
         if (n <= 0) fail(kind);
         done += (size_t)n;
-    }
-    if (!strcmp(kind, "splice")) {
-        pthread_join(filler, NULL);
-        close(ends[0]);
     }
     shutdown(fd, SHUT_WR);
     if (recv(fd, &byte, 1, 0)) fail("recv");
@@ -94,11 +83,12 @@ int main(int argc, char **argv) {
         CPU_SET(atoi(argv[6]), &cpus);
         if (sched_setaffinity(0, sizeof cpus, &cpus)) fail("sched_setaffinity");
     }
-    if ((file_fd = open(argv[3], O_RDONLY)) < 0) fail("open");
     size_t size = strcmp(kind, "send") ? PIPE_BYTES : bytes;
     memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) fail("mmap");
     memset(memory, 'x', size);
+    if (!strcmp(kind, "fill")) return fill();
+    if ((file_fd = open(argv[3], O_RDONLY)) < 0) fail("open");
     for (int i = 0; i < count; i++) {
         struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         address.sin_port = htons((uint16_t)atoi(argv[2]));

@@ -51,10 +51,13 @@ static void begin(bs_home *home, body *it, unsigned *seed) {
     it->job.left = it->size;
     it->job.offset = it->start;
     it->job.stall_ms = it->event == STALL ? 5 : 60000;
-    it->job.path = (bs_path)below(seed, 4);
+    int source = (int)below(seed, 5);
+    it->job.path = source == 4 ? BS_SPLICE : (bs_path)source;
     if (it->job.path == BS_SEND) it->job.memory = content;
-    if (it->job.path == BS_SPLICE) {
-        assert(!pipe2(ends, O_CLOEXEC | O_NONBLOCK));
+    if (it->job.path == BS_SPLICE) { /* one half from pipes, one from sockets */
+        if (source == 4) assert(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends));
+        else assert(!pipe2(ends, O_CLOEXEC | O_NONBLOCK));
+        it->job.stream = true;
         it->job.source_fd = ends[0];
         it->feed_fd = ends[1];
     }
