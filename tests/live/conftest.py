@@ -52,6 +52,14 @@ def nginx() -> Iterator[Nginx]:
     yield from serve(Nginx())
 
 
+@pytest.fixture
+def prompt_nginx(nginx: Nginx) -> Nginx:
+    """nginx whose two answers, a 100 and a refusal or redirect, come microseconds apart however busy the machine is."""
+    if not nginx.real_time:
+        leave_out("nginx cannot be given real-time priority: that takes root")
+    return nginx
+
+
 @pytest.fixture(scope="package")
 def apache() -> Iterator[Apache]:
     yield from serve(Apache())

@@ -287,6 +287,7 @@ def digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
+REAL_TIME = ("chrt", "--fifo", "1")
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 REFUSAL_STATUSES = (403, 412, 503)
 
@@ -297,12 +298,16 @@ class Nginx(LiveServer):
     ``redirector`` + ``/307/name`` answers 307 (likewise 301, 302, 303, 308) to ``store`` + ``/name``; ``/403/name`` (412,
     503) refuses, after a 100; ``/413/name`` refuses what is over 1 MiB without one, and in mid-body when chunked.
     ``full`` is a store whose files cannot grow beyond 4 MiB: it answers 500 in mid-body.
+
+    ``real_time``: nginx runs at real-time priority, so that its 307 follows its 100 within microseconds (at most 0.13 ms in
+    1,800 measured). Without, which is to say without root, a busy machine stops it in between for up to 9 ms.
     """
 
     programs: ClassVar = {"nginx": "nginx-light"}
     full_at: ClassVar[int] = 4 << 20
 
     def start(self) -> None:
+        self.real_time = subprocess.run([*REAL_TIME, "true"], capture_output=True).returncode == 0
         redirector, store, full = (self.ports.take() for _ in range(3))
         self.redirector, self.store, self.full = (f"http://127.0.0.1:{port}" for port in (redirector, store, full))
         self.data = self.make_folder("data")
@@ -342,7 +347,8 @@ class Nginx(LiveServer):
                 {blocks}
             }}""",
         )
-        self.spawn(name, ["nginx", "-e", "stderr", "-p", own, "-c", configuration], file_limit=file_limit)
+        priority = REAL_TIME if self.real_time else ()
+        self.spawn(name, [*priority, "nginx", "-e", "stderr", "-p", own, "-c", configuration], file_limit=file_limit)
 
     def stored(self, name: str) -> Path:
         """Return where the store keeps an object."""

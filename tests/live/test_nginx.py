@@ -43,27 +43,27 @@ def body_bytes_received(nginx: Nginx, url: str, path: str, counts: DestroyedSock
 
 
 def test_a_put_through_a_redirect_sends_the_refusing_server_no_body_byte_and_the_storing_one_the_file(
-    nginx: Nginx, sample: Sample, kernel_counts: DestroyedSockets
+    prompt_nginx: Nginx, sample: Sample, kernel_counts: DestroyedSockets
 ) -> None:
-    result = engine.put(sample.path, f"{nginx.redirector}/307/once")
+    result = engine.put(sample.path, f"{prompt_nginx.redirector}/307/once")
     assert_sent_once(result, sample)
     assert result.status == 201
     assert [urlsplit(hop.url).netloc for hop in result.hops] == [
-        urlsplit(url).netloc for url in (nginx.redirector, nginx.store)
+        urlsplit(url).netloc for url in (prompt_nginx.redirector, prompt_nginx.store)
     ]
     # An orderly end takes one sequence number, a reset none.
-    assert body_bytes_received(nginx, nginx.redirector, "/307/once", kernel_counts, 1) in ([0], [1])
-    [stored] = logged(nginx, "/once")
-    [taken] = kernel_counts.wait(urlsplit(nginx.store).port or 0, [stored.client_port]).values()
+    assert body_bytes_received(prompt_nginx, prompt_nginx.redirector, "/307/once", kernel_counts, 1) in ([0], [1])
+    [stored] = logged(prompt_nginx, "/once")
+    [taken] = kernel_counts.wait(urlsplit(prompt_nginx.store).port or 0, [stored.client_port]).values()
     # nginx counts head and body of what it stores.
     assert taken - stored.size in (0, 1)
     assert sample.size < stored.size < sample.size + 2000
-    assert digest(nginx.stored("once")) == sample.sha256
+    assert digest(prompt_nginx.stored("once")) == sample.sha256
 
 
 @pytest.mark.parametrize("at_once", [1, 16])
 def test_a_100_and_a_307_microseconds_apart_let_no_body_byte_leave_in_50_puts(
-    nginx: Nginx, sample: Sample, kernel_counts: DestroyedSockets, at_once: int
+    prompt_nginx: Nginx, sample: Sample, kernel_counts: DestroyedSockets, at_once: int
 ) -> None:
     """A machine under load may take nginx's processor away between the two: only where the 307 came later than the silence
     that is listened for may bytes have left, and only now and then."""
@@ -77,7 +77,7 @@ def test_a_100_and_a_307_microseconds_apart_let_no_body_byte_leave_in_50_puts(
             async def put(number: int) -> tuple[engine.PutResult, float]:
                 told: list[events.Event] = []
                 async with turns:
-                    result = await client.put(sample.path, nginx.redirector + path, size=size, on_event=told.append)
+                    result = await client.put(sample.path, prompt_nginx.redirector + path, size=size, on_event=told.append)
                 allowed = next(event.at for event in told if isinstance(event, events.Continue))
                 refused = next(event.at for event in told if isinstance(event, events.Response))
                 return result, refused - allowed
@@ -93,15 +93,15 @@ def test_a_100_and_a_307_microseconds_apart_let_no_body_byte_leave_in_50_puts(
         else:
             clean += 1
     assert clean >= 40
-    received = body_bytes_received(nginx, nginx.redirector, path, kernel_counts, 50)
+    received = body_bytes_received(prompt_nginx, prompt_nginx.redirector, path, kernel_counts, 50)
     assert sum(count in (0, 1) for count in received) >= clean  # 1: the end of the stream
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_put_head_get_and_delete_follow(nginx: Nginx, sample: Sample, tmp_path: Path, status: int) -> None:
+def test_put_head_get_and_delete_follow(prompt_nginx: Nginx, sample: Sample, tmp_path: Path, status: int) -> None:
     name = f"follow-{status}"
-    url = f"{nginx.redirector}/{status}/{name}"
-    uvloop.run(every_method_follows(url, nginx.stored(name), sample, tmp_path / "got"))
+    url = f"{prompt_nginx.redirector}/{status}/{name}"
+    uvloop.run(every_method_follows(url, prompt_nginx.stored(name), sample, tmp_path / "got"))
 
 
 def test_a_303_on_a_put_or_delete_is_refused_and_on_a_head_or_get_followed(
@@ -134,14 +134,14 @@ def test_a_303_on_a_put_or_delete_is_refused_and_on_a_head_or_get_followed(
     ],
 )
 def test_a_refused_put_sends_no_body_byte(
-    nginx: Nginx, sample: Sample, kernel_counts: DestroyedSockets, status: int, error: type[engine.ResponseError]
+    prompt_nginx: Nginx, sample: Sample, kernel_counts: DestroyedSockets, status: int, error: type[engine.ResponseError]
 ) -> None:
     path = f"/{status}/refused"
     with pytest.raises(error) as refused:
-        engine.put(sample.path, nginx.redirector + path, retry=ONCE)
+        engine.put(sample.path, prompt_nginx.redirector + path, retry=ONCE)
     assert refused.value.status == status
     assert refused.value.body_bytes_sent == 0
-    assert body_bytes_received(nginx, nginx.redirector, path, kernel_counts, 1) in ([0], [1])
+    assert body_bytes_received(prompt_nginx, prompt_nginx.redirector, path, kernel_counts, 1) in ([0], [1])
 
 
 def test_a_500_in_mid_body_stops_the_body_and_reaches_the_caller(
