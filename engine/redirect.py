@@ -24,7 +24,7 @@ from urllib.parse import unquote, unquote_to_bytes
 from engine import limits
 from engine.errors import RedirectRefused, TooManyRedirects, UsageError
 from engine.s3 import NO_DOCUMENT, Addressing, Endpoint, ErrorDocument, address, is_region, object_path, split_s3_host
-from engine.wire import Field, Url, check_host, is_address, parse_url, printable, redact_url_text, resolve_reference
+from engine.wire import Field, Url, check_host, parse_url, printable, redact_url_text, resolve_reference
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -348,11 +348,11 @@ def _decide_wrong_region(intent: Intent, visits: Sequence[Visit], answer: Answer
     aws = intent.endpoint is not None and intent.endpoint.aws
     region_code = answer.error.code in _REGION_CODES
     told = answer.bucket_region or (answer.error.region if region_code else "")
-    if told and told == _current_region(intent, visits):
+    if told == _current_region(intent, visits):
         return None
-    if told and (region_code or aws or answer.status == 400 or answer.discovered):
+    if told and (region_code or aws or answer.status == 400):
         return _follow_region(intent, visits, answer, policy, told)
-    silent_head = aws and intent.method == "HEAD" and answer.status == 400 and not answer.error
+    silent_head = aws and intent.method == "HEAD" and answer.status == 400
     if answer.discovered or intent.endpoint is None or not intent.bucket or not (region_code or silent_head):
         return None
     return _discover(intent, visits, intent.endpoint)
@@ -428,7 +428,7 @@ def _judge(
     """Everything that every next hop has to pass, wherever it came from."""
     last = visits[-1]
     trust = _trust(intent, url, policy)
-    presigned = kind == "location" and _is_presigned(url.query)
+    presigned = _is_presigned(url.query)
     sign = intent.signed and not presigned
     visited = Visit(url, region if sign else "", last.asked)
     for refusal in (
@@ -475,9 +475,9 @@ def _trust(intent: Intent, url: Url, policy: RedirectPolicy) -> _Trust:
         if parts is not None and same_kind and plain_port and parts.bucket in ("", intent.bucket):
             return _Trust.S3
         return _Trust.NONE
-    if host == own or host == intent.url.host:
+    if host == own:
         return _Trust.OWN
-    if endpoint is not None and not is_address(own) and host.endswith(f".{own}"):
+    if endpoint is not None and host.endswith(f".{own}"):  # an address has nothing below it: no name ends in a number
         return _Trust.BELOW
     if _is_loopback(own) and _is_loopback(host):
         return _Trust.LOOPBACK

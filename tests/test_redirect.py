@@ -507,6 +507,65 @@ def test_a_region_that_cannot_be_builds_no_host(region: str) -> None:
         assert refused(answered(s3_intent(AWS), answer)) == "bad-region"
 
 
+@pytest.mark.parametrize("region", ["evil.com", "a/b", "A", "\n", "a" * 64, "é", "a b"])
+def test_elsewhere_too_a_region_is_a_plain_label(region: str) -> None:
+    for intent in (s3_intent(STORE), plain_intent("https://store.example/k", signed=True)):
+        for answer in (
+            Answer(400, bucket_region=region),
+            Answer(400, error=ErrorDocument(code="AuthorizationHeaderMalformed", region=region)),
+        ):
+            assert refused(answered(intent, answer)) == "bad-region"
+
+
+def test_a_region_is_corrected_where_the_last_hop_was() -> None:
+    intent = s3_intent(STORE)
+    node = parse_url("https://node.store.example/bkt/dir/a%20b?rk=1")
+    visits = [*first(intent), Visit(node, "eu-west-1", True)]
+    assert decide(intent, visits, Answer(400, bucket_region="garage"), POLICY) == Follow(
+        node, "garage", "region", "garage", check_address=True, sign=True
+    )
+
+
+def test_names_below_the_endpoint_are_counted_from_it_not_from_the_bucket() -> None:
+    url = address(STORE, "bkt", "k", addressing="virtual")
+    intent = Intent("PUT", url, True, "eu-west-1", "bkt", "k", STORE, addressing="virtual")
+    for there in ("https://node.store.example/k", "https://store.example/bkt/k", "https://bkt.store.example:81/k"):
+        assert followed(answered(intent, Answer(307, (there,)))) == there
+    assert refused(answered(intent, Answer(307, ("https://example/k",)))) == "host-not-allowed"
+
+
+@pytest.mark.parametrize(
+    ("answer", "learned"),
+    [
+        (Answer(301, (WEST,)), "us-west-2"),
+        (Answer(308, (WEST,)), "us-west-2"),
+        (Answer(302, (WEST,)), ""),
+        (Answer(307, (WEST,), bucket_region="us-west-2"), ""),
+        (Answer(301, (WEST,), bucket_region="eu-west-1"), "us-west-2"),  # its host says it better
+    ],
+)
+def test_what_s3_says_for_good_is_remembered(answer: Answer, learned: str) -> None:
+    decision = answered(s3_intent(AWS), answer)
+    assert isinstance(decision, Follow)
+    assert (decision.region, decision.learned_region) == ("us-west-2", learned)
+
+
+@pytest.mark.parametrize(
+    ("answer", "learned"),
+    [
+        (Answer(301, (THERE,)), ""),
+        (Answer(301, (THERE,), bucket_region="garage"), "garage"),
+        (Answer(301, (THERE,), error=ErrorDocument(region="garage")), "garage"),
+        (Answer(301, (THERE,), bucket_region="no region"), ""),
+        (Answer(307, (THERE,), bucket_region="garage"), ""),
+    ],
+)
+def test_elsewhere_a_region_is_remembered_only_when_it_was_named(answer: Answer, learned: str) -> None:
+    decision = answered(s3_intent(LOOPBACK), answer)
+    assert isinstance(decision, Follow)
+    assert decision.learned_region == learned
+
+
 def test_elsewhere_another_region_is_another_signature_at_the_same_url() -> None:
     intent = s3_intent(STORE)
     for answer in (
@@ -545,6 +604,23 @@ def test_ceph_names_the_other_zonegroup_in_its_document() -> None:
 )
 def test_a_refusal_that_has_nothing_to_do_with_regions_stands(answer: Answer) -> None:
     assert answered(s3_intent(AWS), answer) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("PUT", Answer(403, bucket_region="garage")),
+        ("HEAD", Answer(400)),
+        ("PUT", Answer(403, error=ErrorDocument(code="AccessDenied", region="garage"))),
+    ],
+)
+def test_elsewhere_less_is_believed(method: str, answer: Answer) -> None:
+    assert answered(s3_intent(STORE, method), answer) is None
+    coded = Answer(403, error=ErrorDocument(code="AuthorizationHeaderMalformed", region="garage"))
+    assert answered(s3_intent(STORE, method), coded).region == "garage"
+    silent = Answer(400, error=ErrorDocument(code="AuthorizationHeaderMalformed"))
+    assert isinstance(answered(s3_intent(STORE, method), silent), Discover)
+    assert answered(plain_intent("https://store.example/k", signed=True), silent) is None
 
 
 def test_an_unsigned_400_is_not_about_regions() -> None:
