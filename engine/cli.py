@@ -370,6 +370,7 @@ def _head(args: argparse.Namespace) -> int:
 
 
 def head_lines(info: ObjectInfo) -> list[str]:
+    """Lines for people, one for each fact that the server told."""
     from engine.display import format_bytes, table
     from engine.wire import printable
 
