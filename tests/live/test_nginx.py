@@ -77,7 +77,9 @@ def test_a_100_and_a_307_microseconds_apart_let_no_body_byte_leave_in_50_puts(
             async def put(number: int) -> tuple[engine.PutResult, float]:
                 told: list[events.Event] = []
                 async with turns:
-                    result = await client.put(sample.path, prompt_nginx.redirector + path, size=size, on_event=told.append)
+                    result = await client.put(
+                        sample.path, prompt_nginx.redirector + path, size=size, on_event=told.append
+                    )
                 allowed = next(event.at for event in told if isinstance(event, events.Continue))
                 refused = next(event.at for event in told if isinstance(event, events.Response))
                 return result, refused - allowed
