@@ -286,7 +286,9 @@ cdef class ResponseParser:
     Raises ValueError: a limit out of its range.
     """
 
-    def __init__(self, *, Py_ssize_t max_head=SCAN_HEAD_MAX, Py_ssize_t max_fields=SCAN_FIELDS_MAX, Py_ssize_t body_max=BODY_MAX):
+    def __init__(
+        self, *, Py_ssize_t max_head=SCAN_HEAD_MAX, Py_ssize_t max_fields=SCAN_FIELDS_MAX, Py_ssize_t body_max=BODY_MAX
+    ):
         if not (0 < max_head <= SCAN_HEAD_MAX and 0 <= max_fields <= SCAN_FIELDS_MAX and 0 <= body_max <= BODY_MAX):
             raise ValueError(f"limits: max_head 1-{SCAN_HEAD_MAX}, max_fields 0-{SCAN_FIELDS_MAX}, body_max 0-{BODY_MAX}")
         self.max_head = max_head

@@ -57,7 +57,8 @@ static inline Scanned frame_transfer_encoding(const uint8_t *p, size_t at, size_
 
 enum { CONNECTION_CLOSE = 1, CONNECTION_KEEP_ALIVE = 2 };
 
-/* A member that is no token says that somebody is confused: it counts as `close`. Empty members are nothing (RFC 9110 5.6.1). */
+/* A member that is no token says that somebody is confused: it counts as `close`. Empty members are nothing (RFC 9110 section
+ * 5.6.1). */
 static inline unsigned frame_connection(const uint8_t *p, size_t at, size_t end) {
     unsigned said = 0;
     for (;; at++) {
@@ -137,7 +138,7 @@ static inline Scanned frame_trailers(Head *h) {
 
 /* --- the chunked coding -------------------------------------------------------------------------------------------- */
 
-#define CHUNK_LINE_MAX 4096      /* size, white space and extensions, without CRLF; llhttp's users take 16 KiB, nobody sends any */
+#define CHUNK_LINE_MAX 4096      /* size, white space and extensions, without CRLF; Node takes 16 KiB, nobody sends any */
 #define CHUNK_OVERHEAD_MIN 65536 /* framing bytes below this are never called an attack (Go: 16 KiB, CVE-2023-39326) */
 #define CHUNK_OVERHEAD_RATIO 16
 #define TRAILERS_MAX 8192
@@ -289,7 +290,8 @@ static inline Chunk chunk_next(Chunks *c, const uint8_t **p, const uint8_t *end)
                 step = chunk_line_byte(c, b);
             else if (c->state == AT_SIZE)
                 return chunk_fault(c, FAULT_BAD_CHUNK_SIZE);
-            else if (c->state == EXT_AT_NAME || c->state == EXT_AT_VALUE || c->state == EXT_IN_QUOTES || c->state == EXT_ESCAPED)
+            else if (c->state == EXT_AT_NAME || c->state == EXT_AT_VALUE || c->state == EXT_IN_QUOTES ||
+                     c->state == EXT_ESCAPED)
                 return chunk_fault(c, FAULT_BAD_CHUNK_EXTENSION);
             else
                 c->state = LINE_LF;

@@ -119,15 +119,11 @@ static inline bool same_name(const uint8_t *a, const char *b, size_t n) {
     return true;
 }
 
-static inline void head_add(Head *h, const uint8_t *p, size_t name, size_t name_end, size_t value, size_t value_end) {
-    size_t n = name_end - name;
-    h->field[h->fields] = field_pack(name, name_end, value, value_end);
-    if ((n == 10 || n == 14 || n == 17) && ((p[name] | 0x20) == 'c' || (p[name] | 0x20) == 't')) {
-        const char *special = n == 10 ? "connection" : n == 14 ? "content-length" : "transfer-encoding";
-        if (same_token(p + name, special, n))
-            h->special[h->specials++] = h->fields;
-    }
-    h->fields++;
+/* Connection, Content-Length or Transfer-Encoding, which the framing is read from. */
+static inline bool is_special(const uint8_t *name, size_t n) {
+    if (n > 17 || !((1u << 10 | 1u << 14 | 1u << 17) >> n & 1) || ((name[0] | 0x20) != 'c' && (name[0] | 0x20) != 't'))
+        return false;
+    return same_token(name, n == 10 ? "connection" : n == 14 ? "content-length" : "transfer-encoding", n);
 }
 
 static inline Scanned scan_fault(Head *h, Fault fault, size_t at) {
@@ -201,7 +197,9 @@ static inline Scanned scan_fields(const uint8_t *p, size_t n, size_t at, unsigne
         size_t next = end + 2;
         while (end > value && is_ows(p[end - 1]))
             end--;
-        head_add(h, p, name, at, value, end);
+        if (is_special(p + name, at - name))
+            h->special[h->specials++] = h->fields;
+        h->field[h->fields++] = field_pack(name, at, value, end);
         at = next;
     }
 }
@@ -414,13 +412,15 @@ static inline const char *scan_choose(const char *wanted) {
 
 typedef struct {
     const uint8_t *p;
-    size_t n, filled; /* words */
+    size_t n;
+    size_t filled; /* words */
+    size_t ready;  /* windows may be taken below this bit */
     uint64_t ctl[SCAN_WORDS], other[SCAN_WORDS]; /* bit i of word w is byte 64 w + i; all ones from byte n on */
 } SCAN_NAME(Bitmaps);
 
 /* Classify so that a window may be taken at `at` <= n. */
 SCAN_TARGET SCAN_INLINE void SCAN_NAME(fill)(SCAN_NAME(Bitmaps) *b, size_t at) {
-    if (b->filled >= (at >> 6) + 2)
+    if (at < b->ready)
         return;
     for (size_t w = b->filled, end = (at >> 6) + SCAN_AHEAD; w < end; w++) {
         size_t start = w << 6;
@@ -444,6 +444,7 @@ SCAN_TARGET SCAN_INLINE void SCAN_NAME(fill)(SCAN_NAME(Bitmaps) *b, size_t at) {
         b->other[w] |= behind;
     }
     b->filled = (at >> 6) + SCAN_AHEAD;
+    b->ready = (b->filled - 1) << 6;
 }
 
 /* 64 bits from bit `at` on. */
@@ -471,7 +472,7 @@ SCAN_TARGET static inline Scanned SCAN_NAME(scan_head)(const uint8_t *p, size_t 
     unsigned hundreds = p[9] - '0', tens = p[10] - '0', ones = p[11] - '0';
     b.p = p;
     b.n = n;
-    b.filled = 0;
+    b.filled = b.ready = 0;
     size_t end = SCAN_NAME(find_ctl)(&b, 13);
     if (hundreds > 9 || tens > 9 || ones > 9 || end + 2 > n || memcmp(p + end, "\r\n", 2))
         return scan_head_plain(p, n, max_fields, h);
@@ -479,32 +480,41 @@ SCAN_TARGET static inline Scanned SCAN_NAME(scan_head)(const uint8_t *p, size_t 
     h->status = hundreds * 100 + tens * 10 + ones;
     h->reason_start = 13;
     h->reason_end = end;
-    h->fields = h->specials = 0;
+    uint32_t fields = 0, specials = 0;
     for (size_t at = end + 2;; at = end + 2) {
         SCAN_NAME(fill)(&b, at);
         uint64_t ctl = SCAN_NAME(window)(b.ctl, at), other = SCAN_NAME(window)(b.other, at);
         end = ctl ? at + __builtin_ctzll(ctl) : SCAN_NAME(find_ctl)(&b, at + 64);
-        size_t name_end = other ? at + __builtin_ctzll(other) : n;
+        if (!other)
+            return scan_head_plain(p, n, max_fields, h);
+        size_t name_end = at + __builtin_ctzll(other);
         if (end + 2 > n || memcmp(p + end, "\r\n", 2)) {
             /* Incomplete, if all is well so far: inside a name, or behind one and inside a value or its line end. */
-            bool room = h->fields < max_fields || at == n;
-            bool named = (other && name_end == n) || (name_end > at && name_end < n && p[name_end] == ':');
+            bool room = fields < max_fields || at == n;
+            bool named = name_end == n || (name_end > at && p[name_end] == ':');
             bool cut = end == n || (end + 1 == n && p[end] == '\r');
             return room && named && cut ? SCAN_MORE : scan_head_plain(p, n, max_fields, h);
         }
         if (end == at) {
             h->length = end + 2;
+            h->fields = fields;
+            h->specials = specials;
             return SCAN_DONE;
         }
-        if (name_end == at || name_end == n || p[name_end] != ':' || h->fields == max_fields)
+        if (name_end == at || p[name_end] != ':' || fields == max_fields)
             return scan_head_plain(p, n, max_fields, h);
         size_t value = name_end + 1, value_end = end;
         value += p[value] == ' ';
-        while (is_ows(p[value])) /* stops at the CR at the latest */
-            value++;
-        while (value_end > value && is_ows(p[value_end - 1]))
-            value_end--;
-        head_add(h, p, at, name_end, value, value_end);
+        /* Ahead of the end of the line, all that is not above SP is SP or HTAB. */
+        if (p[value] <= ' ')
+            while (value < end && p[value] <= ' ')
+                value++;
+        if (p[end - 1] <= ' ')
+            while (value_end > value && p[value_end - 1] <= ' ')
+                value_end--;
+        if (is_special(p + at, name_end - at))
+            h->special[specials++] = fields;
+        h->field[fields++] = field_pack(at, name_end, value, value_end);
     }
 }
 

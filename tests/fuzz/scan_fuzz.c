@@ -1,13 +1,13 @@
 /* Fuzzes engine/_scan.h and engine/_framing.h.
  *
  * Invariants: each instruction set finds what the plain scanner finds; a verdict on a prefix is the verdict on all that starts
- * with it; the chunked coding says the same for any split; nothing outside the input is touched (it lies against a page that may
- * not be touched, behind it or ahead of it, and under ASan in memory of its exact size).
+ * with it; the chunked coding says the same for any split; nothing outside the input is touched (it lies against a page that
+ * may not be touched, behind it or ahead of it, and under ASan in memory of its exact size).
  *
  *   scan_fuzz SECONDS SEED [CORPUS]     CORPUS: lines of escaped bytes, see tests/fuzz/corpus.txt
  *
- * Exits with 1 and prints the input, escaped, when one does not hold. With -DLIBFUZZER and -fsanitize=fuzzer there is no main():
- * that is how the corpus was made.
+ * Aborts and prints the input, escaped, when one does not hold. With -DLIBFUZZER and -fsanitize=fuzzer there is no main(): that
+ * is how the corpus was made.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -241,11 +241,13 @@ static uint64_t pick(uint64_t below) { /* xorshift64*, Vigna 2016 */
 }
 
 static const char *const words[] = {
-    "HTTP/1.1 200 OK\r\n", "HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 ", "HTTP/1.0 307 T\r\n", "204", "304", "101", "099", "\r\n",
+    "HTTP/1.1 200 OK\r\n", "HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 ", "HTTP/1.0 307 T\r\n", "204", "304", "101", "099",
+    "\r\n",
     "\r\n\r\n", "\n", "\r", " ", "\t", ":", ": ", ",", ";", "=", "\"", "\\", "Content-Length", "content-length: 5\r\n",
     "Transfer-Encoding: chunked\r\n", "Transfer-Encoding", "Connection: ", "close", "keep-alive", "chunked", "0", "00000", "5",
     "9223372036854775807", "9223372036854775808", "7fffffffffffffff", "8000000000000000", "\x7f", "\xff", "X-Y: z\r\n",
-    "5\r\nhello\r\n", "0\r\n\r\n", "0\r\nA: b\r\n\r\n", ";a=\"b;\\\"c\"", "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijkl",
+    "5\r\nhello\r\n", "0\r\n\r\n", "0\r\nA: b\r\n\r\n", ";a=\"b;\\\"c\"",
+    "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijkl",
     "                                                                 ",
 };
 
