@@ -234,7 +234,7 @@ class Connection(asyncio.BufferedProtocol):
         if exchange is None:
             self.close(reset=True)
         elif not exchange.finished:
-            self._error = ConnectionLost(why, stage=_stage(exchange), retryable=False)
+            self._error = ConnectionLost(why, stage=stage_of(exchange), retryable=False)
             self._report(Input.PEER_CLOSED)
 
     async def wait_closed(self) -> None:
@@ -410,7 +410,7 @@ class Connection(asyncio.BufferedProtocol):
         }.get(exchange.state, "before an answer came")
         if self._error is None:
             self._error = ConnectionLost(
-                f"{self.origin}: the connection {how} {when}", errno=number, stage=_stage(exchange)
+                f"{self.origin}: the connection {how} {when}", errno=number, stage=stage_of(exchange)
             )
         self._report(Input.PEER_CLOSED)
 
@@ -653,7 +653,7 @@ class Connection(asyncio.BufferedProtocol):
         return not self.wants_body
 
 
-def _stage(exchange: Exchange) -> str:
+def stage_of(exchange: Exchange) -> str:
     if exchange.state is State.AWAITING_CONTINUE:
         return "continue"
     if exchange.state in (State.HEAD_THEN_ASK, State.HEAD_THEN_BODY, State.HEAD_ONLY):

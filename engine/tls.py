@@ -37,8 +37,17 @@ _CERTIFICATE_FAULTS = {
     64: "its certificate is for another address",
 }
 # The verdicts on our own certificate. TLS 1.3 gives them when our side of the handshake is over already.
-_REFUSALS = ("BAD_CERTIFICATE", "CERTIFICATE_REQUIRED", "UNKNOWN_CA", "CERTIFICATE_UNKNOWN", "CERTIFICATE_EXPIRED")
-_REFUSALS += ("CERTIFICATE_REVOKED", "UNSUPPORTED_CERTIFICATE", "ACCESS_DENIED", "DECRYPT_ERROR")
+_REFUSALS = (
+    "ACCESS_DENIED",
+    "BAD_CERTIFICATE",
+    "CERTIFICATE_EXPIRED",
+    "CERTIFICATE_REQUIRED",
+    "CERTIFICATE_REVOKED",
+    "CERTIFICATE_UNKNOWN",
+    "DECRYPT_ERROR",
+    "UNKNOWN_CA",
+    "UNSUPPORTED_CERTIFICATE",
+)
 
 _default_contexts: OrderedDict[tuple[Any, ...], ssl.SSLContext] = OrderedDict()
 
@@ -78,7 +87,7 @@ class Session:
     def read_into(self, buffer: memoryview) -> int:
         """Decrypted bytes; 0 when there is none now, or none will come any more (`closed_by_peer`). Raises ssl.SSLError."""
         try:
-            count: int = self._ssl.read(len(buffer), buffer)  # type: ignore[arg-type,assignment]
+            count: int = self._ssl.read(len(buffer), buffer)  # type: ignore[assignment]
         except ssl.SSLWantReadError:  # tickets, KeyUpdates: dealt with, and nothing for us
             return 0
         except ssl.SSLZeroReturnError:
@@ -128,7 +137,7 @@ class Tls:
     """
 
     def __init__(self, option: ssl.SSLContext | str | os.PathLike[str] | None) -> None:
-        self._option = option
+        self._path = None if isinstance(option, ssl.SSLContext) else option
         self._context = option if isinstance(option, ssl.SSLContext) else None
         self._sessions: OrderedDict[Origin, ssl.SSLSession] = OrderedDict()
 
@@ -138,12 +147,12 @@ class Tls:
         Raises ConnectFailed, retryable only when the network failed; UsageError for a context or bundle that cannot be used.
         """
         loop = asyncio.get_running_loop()
-        if self._context is None:
-            # Reading the system's store takes 50 ms.
-            self._context = await loop.run_in_executor(None, _default_context, self._option)
+        context = self._context
+        if context is None:  # reading the system's store takes 50 ms
+            context = self._context = await loop.run_in_executor(None, _default_context, self._path)
         resume = self._sessions.get(origin)
         try:
-            session = Session(self._context, origin.host, resume)
+            session = Session(context, origin.host, resume)
         except (ssl.SSLError, ValueError) as error:  # a server's context, a name that IDNA does not know
             raise UsageError(f"{origin}: TLS cannot be used with this context and host: {error}") from error
         try:

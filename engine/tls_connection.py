@@ -15,11 +15,11 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine import limits, tls
-from engine._bodysend import Outcome, Stop, send_memory_inline
-from engine.connection import Channel, Connection, _stage
+from engine._bodysend import Outcome, send_memory_inline
+from engine.connection import Channel, Connection, stage_of
 from engine.errors import ConnectionLost
 from engine.exchange import Fate, Input
 from engine.wire import Origin
@@ -104,7 +104,9 @@ class TlsConnection(Connection):
         if not self._heard and tls.is_refusal(error):
             self._error = tls.handshake_failed(self.origin, error)
         else:
-            self._error = ConnectionLost(f"{self.origin}: the connection {tls.in_words(error)}", stage=_stage(exchange))
+            self._error = ConnectionLost(
+                f"{self.origin}: the connection {tls.in_words(error)}", stage=stage_of(exchange)
+            )
         self._report(Input.PEER_CLOSED)
 
     # --- sending ---------------------------------------------------------------------------------------------------
@@ -145,8 +147,8 @@ class TlsConnection(Connection):
     async def send_pipe(self, fd: int, count: int) -> int:
         sent = 0
         while sent < count and self.wants_body:
-            readable: asyncio.Future[Any] = self._loop.create_future()
-            self._loop.add_reader(fd, lambda: readable.done() or readable.set_result(None))  # noqa: B023
+            readable: asyncio.Future[None] = self._loop.create_future()
+            self._loop.add_reader(fd, _resolve, readable)
             try:
                 if not await self.listen_until(readable):
                     break
@@ -183,12 +185,9 @@ class TlsConnection(Connection):
                 raise OSError(error.errno, f"reading the source: {os.strerror(error.errno or 0)}") from None
             if not sealed or not self.wants_body:
                 break
-            done += await self._send_batch(sealed if payload else 0) if payload else await self._send_framing(sealed)
+            taken = await self._send_batch(sealed if payload else 0)
+            done += taken if payload else sealed
         return done
-
-    async def _send_framing(self, size: int) -> int:
-        await self._send_batch(0)
-        return size
 
     async def _send_batch(self, payload: int) -> int:
         """Send what was encrypted. Returns how many of the `payload` bytes in it the kernel took."""
@@ -231,3 +230,8 @@ class TlsConnection(Connection):
             running.exception()
             raise cancelled
         return running.result()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
