@@ -21,7 +21,7 @@ from engine import limits, tls
 from engine._bodysend import Outcome, send_memory_inline
 from engine.connection import Channel, Connection, stage_of
 from engine.errors import ConnectionLost
-from engine.exchange import Fate, Input
+from engine.exchange import Fate
 from engine.wire import Origin
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ class TlsConnection(Connection):
         self._tls = shared
         self._remembered = False
         self._heard = False  # decrypted bytes came: the peer takes us as we are
+        self._refusal: ssl.SSLError | None = (
+            None  # it does not; TLS 1.3 may say so before the first request, or after it
+        )
         self._pending = b""  # encrypted, not yet taken by the kernel
         self._batch = (0, 0)  # the batch that is leaving: its bytes of payload, and encrypted
         self._batch_left = 0  # encrypted bytes of it that were not taken when its present job began
@@ -90,24 +93,24 @@ class TlsConnection(Connection):
     def _feed_eof(self, error: Exception | None) -> None:
         if error is None and not self._session.closed_by_peer:
             error = _TRUNCATED
+        if self._refusal is not None and self._error is None:
+            self._error = tls.handshake_failed(self.origin, self._refusal)
         super()._feed_eof(error)
 
     def _broken(self, error: ssl.SSLError) -> None:
         """An alert came, or what came cannot be decrypted."""
+        if not self._heard and tls.is_refusal(error):
+            self._refusal = error
         exchange = self._exchange
         if exchange is None:
             self.close(reset=True)
-            return
-        if exchange.finished:
+        elif exchange.finished:
             self._spoilt = True
-            return
-        if not self._heard and tls.is_refusal(error):
-            self._error = tls.handshake_failed(self.origin, error)
         else:
-            self._error = ConnectionLost(
-                f"{self.origin}: the connection {tls.in_words(error)}", stage=stage_of(exchange)
-            )
-        self._report(Input.PEER_CLOSED)
+            if self._refusal is None:
+                why = f"{self.origin}: the connection {tls.in_words(error)}"
+                self._error = ConnectionLost(why, stage=stage_of(exchange))
+            self._feed_eof(error)
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
