@@ -164,7 +164,7 @@ class Client:
         self._region = region
         self._provider = resolve(credentials, profile=profile)
         self._signs_plain = credentials is not None
-        self._shared = Shared(max_connections=self.config.max_connections, max_idle_s=self.config.max_idle_s)
+        self._shared = Shared(self.config)
         if endpoint_url is not None:
             s3.Endpoint.from_url(endpoint_url, region or "")
 

@@ -110,7 +110,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._channel.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._feed(self._channel.buffer[:nbytes])
+        self._receive(self._channel.buffer[:nbytes])
 
     def eof_received(self) -> bool:
         self._feed_eof(None)
@@ -234,7 +234,7 @@ class Connection(asyncio.BufferedProtocol):
         if exchange is None:
             self.close(reset=True)
         elif not exchange.finished:
-            self._error = ConnectionLost(why, stage=_stage(exchange), retryable=False)
+            self._error = ConnectionLost(why, stage=stage_of(exchange), retryable=False)
             self._report(Input.PEER_CLOSED)
 
     async def wait_closed(self) -> None:
@@ -312,6 +312,10 @@ class Connection(asyncio.BufferedProtocol):
             self._obey(self._exchange.time_passed(monotonic()))
 
     # --- receiving -------------------------------------------------------------------------------------------------
+
+    def _receive(self, data: memoryview) -> None:
+        """What came off the socket."""
+        self._feed(data)
 
     def _feed(self, data: memoryview) -> None:
         exchange = self._exchange
@@ -397,7 +401,7 @@ class Connection(asyncio.BufferedProtocol):
         how = (
             f"was lost ({errno.errorcode.get(number, number)}: {os.strerror(number)})"
             if number
-            else "was closed by the peer"
+            else str(error or "was closed by the peer")
         )
         when = {
             State.BODY_LEAVING: f"after {exchange.body_sent} body bytes had left",
@@ -406,7 +410,7 @@ class Connection(asyncio.BufferedProtocol):
         }.get(exchange.state, "before an answer came")
         if self._error is None:
             self._error = ConnectionLost(
-                f"{self.origin}: the connection {how} {when}", errno=number, stage=_stage(exchange)
+                f"{self.origin}: the connection {how} {when}", errno=number, stage=stage_of(exchange)
             )
         self._report(Input.PEER_CLOSED)
 
@@ -428,7 +432,7 @@ class Connection(asyncio.BufferedProtocol):
             if count == 0:
                 self._feed_eof(None)
                 return
-            self._feed(self._channel.buffer[:count])
+            self._receive(self._channel.buffer[:count])
 
     def _hush(self) -> None:
         """Stop the transport's reading and parse what is there: after this, only the sender looks at the socket."""
@@ -450,8 +454,9 @@ class Connection(asyncio.BufferedProtocol):
         assert exchange is not None
         assert self._socket is not None
         self._arm()
-        view = body.small_view() if body is not None and exchange.state is State.HEAD_THEN_BODY else None
+        view = self._coalesced(body) if body is not None and exchange.state is State.HEAD_THEN_BODY else None
         follows = view is None and exchange.state is State.HEAD_THEN_BODY
+        head = self._sealed(head)
         try:
             if view is not None:
                 sent = self._socket.sendmsg([head, view], (), socket.MSG_NOSIGNAL)
@@ -477,6 +482,14 @@ class Connection(asyncio.BufferedProtocol):
             self._report(Input.BODY_PROGRESS, count=sent - len(head))
             if sent - len(head) == view.nbytes:
                 self._report(Input.BODY_SENT)
+
+    def _coalesced(self, body: Body) -> memoryview | None:
+        """What of a body leaves together with the head."""
+        return body.small_view()
+
+    def _sealed(self, head: bytes) -> bytes:
+        """A head as it goes onto the wire."""
+        return head
 
     async def _send_body(self, body: Body, on_body_start: Callable[[], object] | None) -> None:
         exchange = self._exchange
@@ -606,9 +619,14 @@ class Connection(asyncio.BufferedProtocol):
         outcome = job.outcome
         assert outcome is not None
         if cancelled is not None:
+            outcome = self._payload_of(outcome)
             if self.wants_body and outcome.sent:
                 self._report(Input.BODY_PROGRESS, count=outcome.sent)
             raise cancelled
+        return outcome
+
+    def _payload_of(self, outcome: Outcome) -> Outcome:
+        """The outcome with `sent` in bytes of the body."""
         return outcome
 
     def _settle(self, outcome: Outcome, path: SendPath, *, payload: bool = True) -> bool:
@@ -635,7 +653,7 @@ class Connection(asyncio.BufferedProtocol):
         return not self.wants_body
 
 
-def _stage(exchange: Exchange) -> str:
+def stage_of(exchange: Exchange) -> str:
     if exchange.state is State.AWAITING_CONTINUE:
         return "continue"
     if exchange.state in (State.HEAD_THEN_ASK, State.HEAD_THEN_BODY, State.HEAD_ONLY):

@@ -33,7 +33,7 @@ class EngineError(Exception):
     """Base of all.
 
     Attributes (set by the client before the error reaches the caller):
-      stage: where it happened: "usage", "resolve", "connect", "head", "continue", "body", "answer", "redirect",
+      stage: where it happened: "usage", "resolve", "connect", "tls", "head", "continue", "body", "answer", "redirect",
         "checksum" or "" when not known.
       hops: the `Hop`s up to and including the one that failed.
       body_bytes_sent: body bytes handed to the kernel over all hops and attempts.

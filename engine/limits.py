@@ -37,11 +37,15 @@ CLOSE_GRACE_S: Final = 1.0  # for the transports of a closing client to say good
 CONNECTIONS_MAX: Final = 64  # of one client; the sender has as many threads at most
 NOTSENT_LOWAT_BYTES: Final = 256 * KIB  # unsent bytes in the socket: bounds what is wasted on an abort (Linux ≥ 4.6)
 RECEIVE_BUFFER_BYTES: Final = 256 * KIB  # one per loop, shared: it is parsed before the next read
+TLS_RECEIVE_BYTES: Final = (
+    64 * KIB
+)  # one receive of a handshake: a server's whole flight, chain included, is below 8 KiB
 HAPPY_EYEBALLS_DELAY_S: Final = 0.25  # RFC 8305 section 8
 
 # --- sending --------------------------------------------------------------------------------------------------------
 INLINE_BODY_MAX_BYTES: Final = 1 * MIB  # sent on the loop: 97 µs for 256 KiB, a hand-over to a thread costs 131 µs
 HELD_BACK_BYTES: Final = 64 * KIB  # of a large file: sent last, once the file is known to be unchanged
+TLS_BATCH_BYTES: Final = 256 * KIB  # of a body encrypted before one send: 16 whole records (RFC 8446 section 5.1)
 COALESCE_MAX_BYTES: Final = 64 * KIB  # head and body leave in one segment when nothing is awaited
 HASH_PIECE_BYTES: Final = 1 * MIB  # of memory hashed between two looks at whether it is still wanted
 FILE_OBJECT_CHUNK_BYTES: Final = 1 * MIB  # read() of a file object without a descriptor

@@ -1,7 +1,7 @@
 """Connections by origin: made, handed out one exchange at a time, reused, and closed when idle, unwanted or spoilt.
 
-Owns name resolution and the TCP handshake too (RFC 8305: addresses of both families raced, 250 ms apart). Knows nothing of
-requests.
+Owns name resolution and the TCP handshake too (RFC 8305: addresses of both families raced, 250 ms apart), and has `tls` do its
+handshake on https origins. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from engine import limits
 from engine.connection import Channel, Connection
 from engine.errors import ConnectFailed, ConnectTimedOut, UsageError
 from engine.exchange import Fate
+from engine.tls import Tls
+from engine.tls_connection import TlsConnection
 from engine.wire import Origin
 
 AddressCheck = Callable[[str], bool]  # whether a resolved numeric address may be connected to
@@ -43,6 +46,7 @@ class Acquired(NamedTuple):
     addresses: tuple[str, ...]
     resolve_s: float
     connect_s: float
+    tls_s: float
 
 
 class Pool:
@@ -51,9 +55,10 @@ class Pool:
     All calls on the loop the pool was made on. After a fork the child must make a new one: see `forget`.
     """
 
-    def __init__(self, *, max_connections: int, max_idle_s: float) -> None:
+    def __init__(self, *, max_connections: int, max_idle_s: float, tls: Tls) -> None:
         self._max_connections = max_connections
         self._max_idle_s = max_idle_s
+        self._tls = tls  # of the pool's one client: all connections to an origin are verified the same way
         self._channel = Channel(asyncio.get_running_loop())
         self._idle: dict[Origin, list[tuple[float, Connection]]] = {}
         self._open: set[Connection] = set()
@@ -76,7 +81,7 @@ class Pool:
             if self._closed:
                 raise UsageError("the client is closed")
             if not fresh and (connection := self._take_idle(origin, check)) is not None:
-                return Acquired(connection, True, (connection.address,), 0.0, 0.0)
+                return Acquired(connection, True, (connection.address,), 0.0, 0.0, 0.0)
             if len(self._open) + self._opening < self._max_connections or self._evict_idle():
                 return await self._open_one(origin, connect_timeout_s, check)
             await self._wait_in_line()
@@ -217,10 +222,28 @@ class Pool:
             addresses = allowed
         connected = await _race(origin, addresses)
         done = monotonic()
-        # The socket is the transport's from here on: a cancellation waits until there is a connection that can be closed.
-        adopting = asyncio.ensure_future(
-            asyncio.get_running_loop().create_connection(lambda: Connection(origin, self._channel), sock=connected)
-        )
+        make: Callable[[], Connection] = partial(Connection, origin, self._channel)
+        if origin.scheme == "https":
+            try:
+                session = await self._tls.connect(origin, connected)
+            except BaseException:
+                connected.close()
+                raise
+            make = partial(TlsConnection, origin, self._channel, session, self._tls)
+        tls_s = monotonic() - done
+        connection = await self._adopt(make, connected)
+        peer = connection.peer
+        connection.address = str(peer[0]) if peer else addresses[0][1][0]
+        connection.connect_s = done - resolved
+        if connection.usable:
+            connection.on_unusable = self._discard
+            self._open.add(connection)
+        names = tuple(address[1][0] for address in addresses)
+        return Acquired(connection, False, names, resolved - began, done - resolved, tls_s)
+
+    async def _adopt(self, make: Callable[[], Connection], connected: socket.socket) -> Connection:
+        """The socket is the transport's from here on: a cancellation waits until there is a connection that can be closed."""
+        adopting = asyncio.ensure_future(asyncio.get_running_loop().create_connection(make, sock=connected))
         self._adopting.add(adopting)
         adopting.add_done_callback(self._adopting.discard)
         try:
@@ -228,13 +251,7 @@ class Pool:
         except asyncio.CancelledError:
             adopting.add_done_callback(_close_adopted)
             raise
-        peer = connection.peer
-        connection.address = str(peer[0]) if peer else addresses[0][1][0]
-        connection.connect_s = done - resolved
-        connection.on_unusable = self._discard
-        self._open.add(connection)
-        names = tuple(address[1][0] for address in addresses)
-        return Acquired(connection, False, names, resolved - began, done - resolved)
+        return connection
 
 
 async def resolve(origin: Origin) -> list[_SockAddr]:

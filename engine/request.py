@@ -42,6 +42,7 @@ from engine.errors import (
 from engine.exchange import Exchange, Fate, OriginFacts, Plan, plan_body
 from engine.pool import Acquired, AddressCheck, AddressRefused, Pool
 from engine.results import ExpectOutcome, Hop, Progress, SendPath, Timings
+from engine.tls import Tls
 from engine.wire import Field, Origin, Url, redact_head, request_head
 
 if TYPE_CHECKING:
@@ -54,18 +55,15 @@ log = logging.getLogger("engine")
 _ORIGINS_MAX = 1024  # remembered; the oldest is forgotten, and asked as a stranger again
 _CLOCK_CODES = ("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture")
 _STALE_CREDENTIALS = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
-NO_TLS = (
-    "https needs TLS, which this build of engine does not have yet (it sends plain http); "
-    "use an http:// endpoint, or a TLS-terminating proxy on this host"
-)
 
 
 class Shared:
     """What the requests of one client have in common. Belongs to one event loop and one process."""
 
-    def __init__(self, *, max_connections: int, max_idle_s: float) -> None:
-        self._max_connections = max_connections
-        self._max_idle_s = max_idle_s
+    def __init__(self, config: Config) -> None:
+        self._max_connections = config.max_connections
+        self._max_idle_s = config.max_idle_s
+        self._tls = Tls(config.tls)
         self._pool: Pool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
@@ -81,7 +79,7 @@ class Shared:
             _INHERITED.append(self._pool)
             self._pool = None
         if self._pool is None:
-            self._pool = Pool(max_connections=self._max_connections, max_idle_s=self._max_idle_s)
+            self._pool = Pool(max_connections=self._max_connections, max_idle_s=self._max_idle_s, tls=self._tls)
             self._loop, self._pid = loop, os.getpid()
         elif self._loop is not loop:
             raise UsageError("a Client belongs to the event loop it was first used on; make one for each loop")
@@ -362,8 +360,6 @@ class Run:
             decision = redirect.decide(intent, visits, answer, policy)
         if decision is None or isinstance(decision, redirect.Discover):
             return None
-        if isinstance(decision, redirect.Follow) and decision.url.scheme == "https":
-            decision = redirect.Refuse("no-tls", f"redirected to https, but {NO_TLS}", decision.url.redacted())
         if isinstance(decision, redirect.Refuse):
             self._mark_last("refused")
             raise self._refused(decision, answer.status, answer.error.code)
@@ -545,8 +541,6 @@ class Run:
     async def _acquire(self, target: _Target, fresh: bool) -> Acquired:
         self._phase = "connecting"
         origin = target.url.origin
-        if origin.scheme == "https":
-            raise UsageError(f"{origin}: {NO_TLS}")
         check: AddressCheck | None = None
         came_from, policy = target.redirected_by, self._config.redirects
         if came_from is not None:
@@ -676,6 +670,7 @@ def _timings(acquired: Acquired, sign_s: float, exchange: Exchange, connection: 
     return Timings(
         dns=acquired.resolve_s,
         connect=acquired.connect_s,
+        tls=acquired.tls_s,
         sign=sign_s,
         continue_wait=exchange.continue_wait_s,
         body=connection.body_s,

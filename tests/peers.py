@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 LINGER_ZERO = struct.pack("ii", 1, 0)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -16,18 +18,30 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @contextmanager
-def raw_server(*answers: Callable[[socket.socket], object], backlog: int = 16) -> Iterator[str]:
-    """Yields "http://127.0.0.1:PORT". The n-th connection is handed to the n-th function, in a thread of its own; it is closed
-    when the function returns. What a function raises fails the test, but for a client that has gone."""
+def raw_server(
+    *answers: Callable[[Any], object], backlog: int = 16, context: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """Yields "http://127.0.0.1:PORT", or https with a `context`: what the functions are given is then an SSLSocket.
+
+    The n-th connection is handed to the n-th function, in a thread of its own; it is closed when the function returns. What a
+    function raises fails the test, but for a client that has gone."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
     failed: list[BaseException] = []
 
-    def answer(connection: socket.socket, function: Callable[[socket.socket], object]) -> None:
+    def answer(connection: socket.socket, function: Callable[[Any], object]) -> None:
         with connection:
             try:
                 connection.settimeout(20)
                 with suppress(ConnectionResetError, BrokenPipeError):
-                    function(connection)
+                    if context is None:
+                        function(connection)
+                        return
+                    connection.setsockopt(
+                        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+                    )  # an answer waits for no ticket's ACK
+                    # A failed handshake is the client's to report.
+                    with suppress(ssl.SSLError), context.wrap_socket(connection, server_side=True) as secured:
+                        function(secured)
             except BaseException as error:
                 failed.append(error)
 
@@ -42,7 +56,7 @@ def raw_server(*answers: Callable[[socket.socket], object], backlog: int = 16) -
     threads = [threading.Thread(target=serve)]
     threads[0].start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{'https' if context else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)

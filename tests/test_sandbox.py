@@ -1260,6 +1260,7 @@ LOCATIONS = {
     "elsewhere": "http://redirect.example.test/{bucket}/k",
     "linklocal": "http://169.254.169.254/{bucket}/k",
     "https": "https://{netloc}/{bucket}/k",
+    "plain": "http://{netloc}/{bucket}/k",
     "userinfo": "http://somebody@{netloc}/{bucket}/k",
     "ftp": "ftp://{netloc}/{bucket}/k",
     "subresource": "{store}/{bucket}/k?acl",

@@ -23,7 +23,9 @@ LAYERS = [
     "_fastparse",
     "exchange",
     "_bodysend",
+    "tls",
     "connection",
+    "tls_connection",
     "pool",
     "body",
     "signing",
@@ -54,6 +56,7 @@ TESTED_ELSEWHERE = {
     "display": "test_cli.py",
     "explain": "test_cli.py",
     "interrupt": "test_cli.py",
+    "tls_connection": "test_tls.py",
 }
 
 MODULES = sorted(ENGINE.glob("*.py"))

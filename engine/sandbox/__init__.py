@@ -46,7 +46,7 @@ class Sandbox:
     """Two endpoints that run. A context manager; `close` ends them, and removes the folder if `start` made it.
 
     Attributes:
-      redirector_url, store_url: "http://127.0.0.1:PORT", for `endpoint_url`.
+      redirector_url, store_url: "http://127.0.0.1:PORT", for `endpoint_url`; https:// with `tls`.
       credentials: the only ones that are accepted, as the client takes them.
       region: the only one that is accepted, but by the `region` scenarios.
       folder: where the objects are, see `_objects.py`.
@@ -130,6 +130,7 @@ def start(
     idle_s: float = 30.0,
     linger_s: float = 2.0,
     min_part_size: int = 5 * MIB,
+    tls: str = "",
 ) -> Sandbox:
     """Start both endpoints and return when they listen. Raises OSError when they cannot, UsageError for a host
     that is no loopback address.
@@ -145,6 +146,7 @@ def start(
     idle_s: a connection which is idle so long between requests is closed (S3: about 5 s).
     linger_s: how long to wait for (and count) more body bytes behind a final answer.
     min_part_size: of a multipart upload's parts but the last; S3's is 5 MiB.
+    tls: the path of a PEM file with a certificate chain and its key: both endpoints speak https only.
     """
     for address in (host, store_host or host):
         if not ipaddress.ip_address(address).is_loopback:
@@ -164,6 +166,7 @@ def start(
         idle_s=idle_s,
         linger_s=linger_s,
         min_part_bytes=min_part_size,
+        tls=tls,
         owns_folder=folder is None,
     )
     try:

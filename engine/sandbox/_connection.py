@@ -18,6 +18,9 @@ from engine.sandbox._request import Request, parse_head
 from engine.sandbox._wire import Disconnected, Wire
 
 _SCRATCH_BYTES: Final = 256 * 1024
+_TLS_HANDSHAKE: Final = (
+    b"\x16"  # the first byte of a client that speaks TLS to a plain port: told off at once, as nginx does
+)
 
 Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 
@@ -42,10 +45,14 @@ class Connection:
         self._idle_s = idle_s
         self._linger_s = linger_s
         self._early = bytearray()
+        self._opened = False
 
     async def serve(self) -> None:
         try:
-            while (head := await self._read_head()) is not None:
+            with contextlib.suppress(Disconnected, TimeoutError):
+                await self._wire.open(self._idle_s)
+                self._opened = True
+            while self._opened and (head := await self._read_head()) is not None:
                 if not await self._serve_one(head):
                     break
         finally:
@@ -55,7 +62,7 @@ class Connection:
         """None when the connection ended or stayed idle between requests."""
         scratch = memoryview(bytearray(HEAD_MAX_BYTES))
         while (end := self._early.find(b"\r\n\r\n")) < 0:
-            if len(self._early) > HEAD_MAX_BYTES:
+            if len(self._early) > HEAD_MAX_BYTES or self._early[:1] == _TLS_HANDSHAKE:
                 return bytes(self._early) + b"\r\n\r\n"  # parse_head refuses it below
             try:
                 count = await self._wire.receive_into(scratch, self._idle_s)

@@ -53,6 +53,7 @@ class Options:
     idle_s: float = 30.0
     linger_s: float = 2.0
     min_part_bytes: int = 5 * MIB
+    tls: str = ""
     owns_folder: bool = False  # it was made for this sandbox, and goes with it
 
     def as_json(self) -> dict[str, Any]:

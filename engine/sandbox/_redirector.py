@@ -183,6 +183,7 @@ class Redirector:
             "elsewhere": f"http://redirect.example.test{target}",
             "linklocal": f"http://169.254.169.254{target}",
             "https": f"https://{authority}{target}",
+            "plain": f"http://{authority}{target}",
             "userinfo": f"http://somebody@{authority}{target}",
             "ftp": f"ftp://{authority}{target}",
             "subresource": _with_query(self._store_url + target, "acl"),

@@ -52,6 +52,7 @@ MODIFIERS: Final = {
         "elsewhere": "Location is on redirect.example.test",
         "linklocal": "Location is on 169.254.169.254",
         "https": "Location is https://",
+        "plain": "Location is http://",
         "userinfo": "Location has user-info",
         "ftp": "Location is ftp://",
         "subresource": "Location adds ?acl",

@@ -17,6 +17,7 @@ from engine.sandbox._records import Record, Recorder
 from engine.sandbox._redirector import Redirector
 from engine.sandbox._request import Request
 from engine.sandbox._store import Store
+from engine.sandbox._tls import TlsWire, server_context
 from engine.sandbox._wire import Disconnected, Wire
 
 _log = logging.getLogger("engine.sandbox")
@@ -34,13 +35,14 @@ class Server:
         }
         self._sockets: dict[str, socket.socket] = {}
         try:
+            self._context = server_context(options.tls) if options.tls else None
             for endpoint, (host, port) in addresses.items():
                 self._sockets[endpoint] = _listen(host, port)
         except OSError:
             self.close()
             raise
-        self.redirector_url = _url(self._sockets["redirector"])
-        self.store_url = _url(self._sockets["store"])
+        self.redirector_url = _url(self._sockets["redirector"], options)
+        self.store_url = _url(self._sockets["store"], options)
         self.store = Store(options)
         redirector = Redirector(self.store, self.redirector_url, self.store_url)
         self._handlers: dict[str, Handler] = {"redirector": redirector.handle, "store": self.store.handle}
@@ -69,7 +71,7 @@ class Server:
             sock.setblocking(False)
             self._connections += 1
             connection = Connection(
-                Wire(loop, sock),
+                Wire(loop, sock) if self._context is None else TlsWire(loop, sock, self._context),
                 self._guarded(self._handlers[endpoint]),
                 self._recording(endpoint, self._connections),
                 self._options.idle_s,
@@ -126,6 +128,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _url(sock: socket.socket) -> str:
+def _url(sock: socket.socket, options: Options) -> str:
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if options.tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -55,6 +55,9 @@ class Wire:
         # The two writes of a `gap` scenario must be two segments.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    async def open(self, timeout_s: float) -> None:
+        """What comes before the first byte. Raises Disconnected, TimeoutError."""
+
     async def receive_into(self, view: memoryview, timeout_s: float) -> int:
         """At least one byte; 0 at the end of the stream. Raises Disconnected, TimeoutError."""
         while True:
@@ -64,6 +67,13 @@ class Wire:
 
     async def send(self, data: bytes | memoryview) -> None:
         """Raises Disconnected, TimeoutError."""
+        await self._send_raw(self._sealed(data))
+
+    def _sealed(self, data: bytes | memoryview) -> bytes | memoryview:
+        """`data` as it goes onto the wire."""
+        return data
+
+    async def _send_raw(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         while view:
             with contextlib.suppress(BlockingIOError), _as_disconnected():
@@ -88,13 +98,14 @@ class Wire:
             await asyncio.sleep(gap_s)
             await self.send(second)
             return
+        one, two = bytes(self._sealed(first)), bytes(self._sealed(second))
         with _undisturbed():
-            self._send_holding(first)
+            self._send_holding(one)
             until = time.perf_counter() + gap_s
             while time.perf_counter() < until:
                 pass
-            sent = self._send_holding(second)
-        await self.send(second[sent:])
+            sent = self._send_holding(two)
+        await self._send_raw(two[sent:])
 
     def _send_holding(self, data: bytes) -> int:
         """send(2) without letting go of the interpreter: the client may be a thread of this process, and once it has the
