@@ -471,8 +471,8 @@ def _trust(intent: Intent, url: Url, policy: RedirectPolicy) -> _Trust:
         # Not "names below the endpoint's": those are everybody's buckets.
         parts = split_s3_host(host)
         same_kind = parts is not None and parts.suffix == endpoint.suffix and (parts.fips or not endpoint.fips)
-        plain_port = url.port in (80, 443)
-        if parts is not None and same_kind and plain_port and parts.bucket in ("", intent.bucket):
+        known_port = url.port in (80, 443, intent.url.port)
+        if parts is not None and same_kind and known_port and parts.bucket in ("", intent.bucket):
             return _Trust.S3
         return _Trust.NONE
     if host == own:
@@ -581,8 +581,6 @@ _HARMLESS_PREFIXES: Final = ("x-amz-checksum-", "x-amz-grant-", "x-amz-meta-", "
 
 
 def _judge_fields(intent: Intent, answer: Answer, url: Url, trust: _Trust) -> Refuse | None:
-    if url.origin == intent.url.origin:
-        return None
     bare = intent.url.scheme == "https" and url.scheme == "http"
     if trust is not _Trust.NONE and not (bare and trust not in (_Trust.LISTED, _Trust.LISTED_ADDRESS)):
         return None
@@ -714,7 +712,7 @@ def _is_loopback(host: str) -> bool:
 def address_allowed(policy: RedirectPolicy, ip: str, came_from: str) -> bool:
     """Whether a redirect may be followed to this resolved address; the connection must then go to this very one.
 
-    `came_from`: the address of the peer which sent the redirect, "" when that is not known (a proxy resolves). A redirect never
+    `came_from`: the address of the peer which sent the redirect; "" or no address counts as a public one. A redirect never
     leads to a narrower scope than it came from (public → private → link-local → loopback), unless `policy.hosts` lists the
     address. Multicast, broadcast and the unspecified address are nobody's.
     """
@@ -723,8 +721,8 @@ def address_allowed(policy: RedirectPolicy, ip: str, came_from: str) -> bool:
         return False
     if policy.contains_address(literal):
         return True
-    there = _scope(literal)
-    return there is not Scope.NOWHERE and there >= (scope(came_from) if came_from else Scope.PUBLIC)
+    here, there = scope(came_from), _scope(literal)
+    return there is not Scope.NOWHERE and there >= (here if here is not Scope.NOWHERE else Scope.PUBLIC)
 
 
 def private_address(status: int, url: Url, ip: str) -> Refuse:

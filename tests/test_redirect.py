@@ -427,6 +427,13 @@ def test_on_aws_a_redirect_does_not_choose_another_object(location: str) -> None
     assert refused(answered(s3_intent(AWS), Answer(307, (location,)))) == "other-object"
 
 
+def test_a_port_of_the_endpoints_own_is_good_for_s3() -> None:
+    intent = s3_intent(Endpoint.from_url("http://s3.us-east-1.amazonaws.com:8080"))
+    there = "http://bkt.s3.us-east-1.amazonaws.com:8080/dir/a%20b?rk=1"
+    assert followed(answered(intent, Answer(307, (there,)))) == there
+    assert refused(answered(intent, Answer(307, (there.replace("8080", "8081"),)))) == "host-not-allowed"
+
+
 def test_a_fips_endpoint_stays_fips() -> None:
     intent = s3_intent(Endpoint.for_aws("us-east-1", fips=True))
     there = "https://bkt.s3-fips.us-west-2.amazonaws.com/dir/a%20b"
@@ -1053,6 +1060,13 @@ def test_a_redirect_never_leads_to_a_narrower_scope(came_from: Scope, there: Sco
         for ip in SCOPES[there]:
             origin = Scope.PUBLIC if came_from is Scope.NOWHERE else came_from
             assert address_allowed(POLICY, ip, source) is (there is not Scope.NOWHERE and there >= origin)
+
+
+@pytest.mark.parametrize("came_from", ["", "localhost", "0.0.0.0", "unix:/run/x", "nonsense"])
+def test_who_is_not_known_is_public(came_from: str) -> None:
+    assert address_allowed(POLICY, "8.8.8.8", came_from)
+    for ip in ("0.0.0.0", "127.0.0.1", "10.0.0.1", "fe80::1"):
+        assert not address_allowed(POLICY, ip, came_from)
 
 
 def test_listed_addresses_are_allowed_from_anywhere() -> None:

@@ -116,6 +116,8 @@ def test_what_is_no_destination_gets_a_usage_error_in_printable_words(text: str)
         parse_destination(text)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
+    if text.startswith("s3://arn"):
+        assert "alias" in str(caught.value)
 
 
 def test_a_bucket_alone_is_a_destination_where_that_is_meant() -> None:
@@ -165,6 +167,8 @@ def test_legacy_buckets_of_us_east_1_are_reached_path_style() -> None:
     )
     with pytest.raises(UsageError):
         address(endpoint, "My_Bucket", "k")
+    with pytest.raises(UsageError):
+        address(endpoint, "tenant:bucket", "k", addressing="path")
 
 
 # --- addresses: botocore's rule set is the oracle -----------------------------------------------------------------
