@@ -314,6 +314,7 @@ def test_the_region_of_an_endpoint_is_its_names_then_the_configured_then_us_east
     assert Endpoint.from_url("https://s3.amazonaws.com", "us-west-2").region == "us-west-2"
     assert Endpoint.from_url("http://store", "garage").region == "garage"
     assert Endpoint.from_url("http://store").region == "us-east-1"
+    assert Endpoint.from_url("https://s3.amazonaws.com").region == "us-east-1"
 
 
 def test_another_region_is_another_host_on_aws_and_the_same_elsewhere() -> None:
@@ -327,6 +328,22 @@ def test_another_region_is_another_host_on_aws_and_the_same_elsewhere() -> None:
     for region in ("cn-north-1", "eusc-de-east-1", "mars", "x.evil.com", ""):
         with pytest.raises(UsageError):
             aws.for_region(region)
+
+
+def test_a_learned_region_is_addressed_and_the_endpoints_own_leaves_the_host_alone() -> None:
+    named = Endpoint.from_url("https://s3.amazonaws.com", "us-west-2")
+    assert (
+        address(named, "bkt", "k").host == address(named, "bkt", "k", region="us-west-2").host == "bkt.s3.amazonaws.com"
+    )
+    assert address(named, "bkt", "k", region="eu-west-1").host == "bkt.s3.eu-west-1.amazonaws.com"
+    store = Endpoint.from_url("http://store")
+    assert address(store, "bkt", "k", region="eu-west-1") == address(store, "bkt", "k")
+
+
+def test_a_name_like_a_directory_buckets_means_nothing_elsewhere() -> None:
+    url = address(Endpoint.from_url("http://store"), "bkt--usw2-az1--x-s3", "k")
+    assert str(url) == "http://store/bkt--usw2-az1--x-s3/k"
+    assert signing_service(url) == "s3"
 
 
 def test_a_query_is_encoded_and_a_sub_resource_stays_bare() -> None:
