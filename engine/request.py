@@ -305,6 +305,12 @@ class Run:
             return retry.GiveUp("no-budget")
         return decision
 
+    def _check_replayable(self, why: str) -> None:
+        """Before every request but the first: what is left of a source is never sent as if it were all of it."""
+        body = self._job.body
+        if body is not None and body.bytes_read and not body.replayable:
+            raise self._not_replayable(why)
+
     def _not_replayable(self, why: str) -> SourceNotReplayable:
         body = self._job.body
         taken = body.bytes_read if body is not None else 0
@@ -330,10 +336,9 @@ class Run:
                 return self._outcome(answered)
             if 200 <= response.status < 300:
                 raise self._early_success(answered)
-            if self._ask_no_more(answered):
-                continue
             document = s3.parse_error(answered.reply.body)
-            if self._correct_clock(document.code, response) or self._renew_credentials(document.code):
+            if self._same_again(answered, document.code):
+                self._check_replayable(f"after {response.status} {document.code}".rstrip())
                 self._mark_last("retried")
                 continue
             visits.append(redirect.Visit(target.url, target.region if target.signed else "", exchange.plan.asks))
@@ -369,9 +374,7 @@ class Run:
             raise self._refused(decision, answer.status, answer.error.code)
         if intent.bucket and decision.kind != "location":
             self._shared.regions.forget(intent.bucket)  # contradicted, or not known
-        body = self._job.body
-        if body is not None and body.bytes_read and not body.replayable:
-            raise self._not_replayable("a redirect came after it had begun to leave")
+        self._check_replayable("a redirect came after it had begun to leave")
         self._mark_last("redirected" if decision.kind == "location" else "region")
         self._redirects += 1
         self._tell(events.Redirect, answer.status, decision.url.redacted(), decision.region, decision.kind)
@@ -412,13 +415,18 @@ class Run:
             return _Target(dataclasses.replace(url, query=intent.url.query), region, intent.signed)
         return _Target(intent.url, intent.region, intent.signed)
 
+    def _same_again(self, answered: _Answered, code: str) -> bool:
+        """Whether the same request is to be made at once, with one thing mended. Each is mended once."""
+        return (
+            self._ask_no_more(answered) or self._correct_clock(code, answered.response) or self._renew_credentials(code)
+        )
+
     def _ask_no_more(self, answered: _Answered) -> bool:
         """417: the same request again without Expect, which is not part of the signature (RFC 9110 section 15.5.18)."""
         plan = answered.exchange.plan
         if answered.response.status != 417 or not plan.asks or self._config.expect == "strict":
             return False
         self._shared.facts(answered.target.url.origin).refuses_expect = True
-        self._mark_last("retried")
         return True
 
     def _correct_clock(self, code: str, response: Response) -> bool:
