@@ -69,6 +69,7 @@ class Shared:
         self._pool: Pool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
+        self._closed = False
         self.regions = s3.RegionCache()
         self.budget = retry.Budget()
         self.clock_offset = timedelta(0)
@@ -77,9 +78,9 @@ class Shared:
     def pool(self) -> Pool:
         """The pool of this loop. After a fork a new one: the inherited connections are the parent's, and stay unread."""
         loop = asyncio.get_running_loop()
-        if self._pool is not None and self._pid != os.getpid():
-            _INHERITED.append(self._pool)
-            self._pool = None
+        if self._closed:
+            raise UsageError("the client is closed")
+        self._disinherit()
         if self._pool is None:
             self._pool = Pool(max_connections=self._max_connections, max_idle_s=self._max_idle_s)
             self._loop, self._pid = loop, os.getpid()
@@ -95,9 +96,22 @@ class Shared:
                 self._origins.popitem(last=False)
         return found
 
+    def _disinherit(self) -> None:
+        """In a forked child: leave the parent's connections alone."""
+        if self._pool is not None and self._pid != os.getpid():
+            _INHERITED.append(self._pool)
+            self._pool = None
+
     async def close(self) -> None:
-        pool, self._pool = self._pool, None
-        if pool is not None and self._pid == os.getpid():
+        self._disinherit()
+        pool, loop = self._pool, self._loop
+        if pool is not None and loop is not asyncio.get_running_loop():
+            assert loop is not None
+            if not loop.is_closed():
+                raise UsageError("a Client is closed on the event loop that it was used on")
+            pool = None  # its connections went with their loop
+        self._closed, self._pool = True, None
+        if pool is not None:
             await pool.close()
 
 
@@ -502,7 +516,8 @@ class Run:
         exchange: Exchange | None = None
         outcome = "lost"
         try:
-            acquired = await self._acquire(target, fresh)
+            pool = self._shared.pool()
+            acquired = await self._acquire(pool, target, fresh)
             connection = acquired.connection
             self._reused_unanswered = acquired.reused
             origin = target.url.origin
@@ -527,7 +542,7 @@ class Run:
                 reply = await self._perform(connection, exchange, target, method, head, body)
             finally:
                 self._connection = self._exchange = None
-                self._shared.pool().release(connection, exchange.fate if exchange.finished else Fate.CLOSE)
+                pool.release(connection, exchange.fate if exchange.finished else Fate.CLOSE)
             outcome = "answered"
             self._reused_unanswered = False
             self._learn(facts, exchange, reply.response)
@@ -550,7 +565,7 @@ class Run:
                 )
             )
 
-    async def _acquire(self, target: _Target, fresh: bool) -> Acquired:
+    async def _acquire(self, pool: Pool, target: _Target, fresh: bool) -> Acquired:
         self._phase = "connecting"
         origin = target.url.origin
         if origin.scheme == "https":
@@ -560,7 +575,7 @@ class Run:
         if came_from is not None:
             check = lambda address: redirect.address_allowed(policy, address, came_from)  # noqa: E731
         try:
-            acquired = await self._shared.pool().acquire(
+            acquired = await pool.acquire(
                 origin, connect_timeout_s=self._config.connect_timeout_s, check=check, fresh=fresh
             )
         except AddressRefused as refused:
