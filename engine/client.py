@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Sink = Union[str, "os.PathLike[str]", Callable[[memoryview], object], Any]
 
+# RFC 9110 section 9.2.2: doing it twice is as good as once.
+_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
 # What we decide about the message ourselves; a caller's own would contradict it.
 _OURS = frozenset({"host", "content-length", "transfer-encoding", "expect", "connection", "upgrade", "te", "trailer"})
 
@@ -360,6 +362,7 @@ class Client:
             body=body,
             payload_hash=payload_hash,
             framing=framing,
+            idempotent=method in _IDEMPOTENT,
             on_event=options.get("on_event"),
         )
 

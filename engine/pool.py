@@ -30,6 +30,9 @@ AddressCheck = Callable[[str], bool]  # whether a resolved numeric address may b
 _SockAddr = tuple[int, tuple[str, int] | tuple[str, int, int, int]]
 
 
+_CLOSED = "the client is closed"
+
+
 class AddressRefused(Exception):
     """No address of a host passed the caller's check; `address` is the first of them."""
 
@@ -63,6 +66,7 @@ class Pool:
         self._idle: dict[Origin, list[tuple[float, Connection]]] = {}
         self._open: set[Connection] = set()
         self._opening = 0
+        self._connecting: set[asyncio.Task[Acquired]] = set()
         self._adopting: set[asyncio.Task[tuple[asyncio.Transport, Connection]]] = set()
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -79,7 +83,7 @@ class Pool:
         """
         while True:
             if self._closed:
-                raise UsageError("the client is closed")
+                raise UsageError(_CLOSED)
             if not fresh and (connection := self._take_idle(origin, check)) is not None:
                 return Acquired(connection, True, (connection.address,), 0.0, 0.0, 0.0)
             if len(self._open) + self._opening < self._max_connections or self._evict_idle():
@@ -147,18 +151,21 @@ class Pool:
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._adopting:
-            await asyncio.wait(list(self._adopting))
+        for connecting in self._connecting:
+            connecting.cancel()
         everything = list(self._open)
         for connection in everything:
-            connection.abort("the client was closed")
+            connection.abort(_CLOSED)
         while self._waiters:
             self._next_in_line()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(
-                asyncio.gather(*(connection.wait_closed() for connection in everything)), limits.CLOSE_GRACE_S
-            )
-        self._channel.close()
+        try:
+            goodbyes = [asyncio.ensure_future(connection.wait_closed()) for connection in everything]
+            if pending := {*goodbyes, *self._connecting, *self._adopting}:
+                await asyncio.wait(pending, timeout=limits.CLOSE_GRACE_S)
+        finally:
+            for goodbye in goodbyes:
+                goodbye.cancel()
+            self._channel.close()
 
     def _discard(self, connection: Connection) -> None:
         if connection in self._open:
@@ -190,9 +197,15 @@ class Pool:
     async def _open_one(self, origin: Origin, timeout_s: float, check: AddressCheck | None) -> Acquired:
         self._opening += 1
         connecting = asyncio.ensure_future(self._connect(origin, check))
+        self._connecting.add(connecting)
+        connecting.add_done_callback(self._connecting.discard)
         try:
             # Not wait_for: before Python 3.12 it loses the result when a cancellation crosses with it.
             await asyncio.wait([connecting], timeout=timeout_s)
+            if self._closed:
+                connecting.cancel()
+                connecting.add_done_callback(self._close_late)
+                raise UsageError(_CLOSED)
             if connecting.done():
                 return connecting.result()
             connecting.cancel()

@@ -67,6 +67,7 @@ class Shared:
         self._pool: Pool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
+        self._closed = False
         self.regions = s3.RegionCache()
         self.budget = retry.Budget()
         self.clock_offset = timedelta(0)
@@ -75,9 +76,9 @@ class Shared:
     def pool(self) -> Pool:
         """The pool of this loop. After a fork a new one: the inherited connections are the parent's, and stay unread."""
         loop = asyncio.get_running_loop()
-        if self._pool is not None and self._pid != os.getpid():
-            _INHERITED.append(self._pool)
-            self._pool = None
+        if self._closed:
+            raise UsageError("the client is closed")
+        self._disinherit()
         if self._pool is None:
             self._pool = Pool(max_connections=self._max_connections, max_idle_s=self._max_idle_s, tls=self._tls)
             self._loop, self._pid = loop, os.getpid()
@@ -93,9 +94,22 @@ class Shared:
                 self._origins.popitem(last=False)
         return found
 
+    def _disinherit(self) -> None:
+        """In a forked child: leave the parent's connections alone."""
+        if self._pool is not None and self._pid != os.getpid():
+            _INHERITED.append(self._pool)
+            self._pool = None
+
     async def close(self) -> None:
-        pool, self._pool = self._pool, None
-        if pool is not None and self._pid == os.getpid():
+        self._disinherit()
+        pool, loop = self._pool, self._loop
+        if pool is not None and loop is not asyncio.get_running_loop():
+            assert loop is not None
+            if not loop.is_closed():
+                raise UsageError("a Client is closed on the event loop that it was used on")
+            pool = None  # its connections went with their loop
+        self._closed, self._pool = True, None
+        if pool is not None:
             await pool.close()
 
 
@@ -303,6 +317,12 @@ class Run:
             return retry.GiveUp("no-budget")
         return decision
 
+    def _check_replayable(self, why: str) -> None:
+        """Before every request but the first: what is left of a source is never sent as if it were all of it."""
+        body = self._job.body
+        if body is not None and body.bytes_read and not body.replayable:
+            raise self._not_replayable(why)
+
     def _not_replayable(self, why: str) -> SourceNotReplayable:
         body = self._job.body
         taken = body.bytes_read if body is not None else 0
@@ -328,10 +348,9 @@ class Run:
                 return self._outcome(answered)
             if 200 <= response.status < 300:
                 raise self._early_success(answered)
-            if self._ask_no_more(answered):
-                continue
             document = s3.parse_error(answered.reply.body)
-            if self._correct_clock(document.code, response) or self._renew_credentials(document.code):
+            if self._same_again(answered, document.code):
+                self._check_replayable(f"after {response.status} {document.code}".rstrip())
                 self._mark_last("retried")
                 continue
             visits.append(redirect.Visit(target.url, target.region if target.signed else "", exchange.plan.asks))
@@ -365,9 +384,7 @@ class Run:
             raise self._refused(decision, answer.status, answer.error.code)
         if intent.bucket and decision.kind != "location":
             self._shared.regions.forget(intent.bucket)  # contradicted, or not known
-        body = self._job.body
-        if body is not None and body.bytes_read and not body.replayable:
-            raise self._not_replayable("a redirect came after it had begun to leave")
+        self._check_replayable("a redirect came after it had begun to leave")
         self._mark_last("redirected" if decision.kind == "location" else "region")
         self._redirects += 1
         self._tell(events.Redirect, answer.status, decision.url.redacted(), decision.region, decision.kind)
@@ -408,13 +425,18 @@ class Run:
             return _Target(dataclasses.replace(url, query=intent.url.query), region, intent.signed)
         return _Target(intent.url, intent.region, intent.signed)
 
+    def _same_again(self, answered: _Answered, code: str) -> bool:
+        """Whether the same request is to be made at once, with one thing mended. Each is mended once."""
+        return (
+            self._ask_no_more(answered) or self._correct_clock(code, answered.response) or self._renew_credentials(code)
+        )
+
     def _ask_no_more(self, answered: _Answered) -> bool:
         """417: the same request again without Expect, which is not part of the signature (RFC 9110 section 15.5.18)."""
         plan = answered.exchange.plan
         if answered.response.status != 417 or not plan.asks or self._config.expect == "strict":
             return False
         self._shared.facts(answered.target.url.origin).refuses_expect = True
-        self._mark_last("retried")
         return True
 
     def _correct_clock(self, code: str, response: Response) -> bool:
@@ -490,7 +512,8 @@ class Run:
         exchange: Exchange | None = None
         outcome = "lost"
         try:
-            acquired = await self._acquire(target, fresh)
+            pool = self._shared.pool()
+            acquired = await self._acquire(pool, target, fresh)
             connection = acquired.connection
             self._reused_unanswered = acquired.reused
             origin = target.url.origin
@@ -515,7 +538,7 @@ class Run:
                 reply = await self._perform(connection, exchange, target, method, head, body)
             finally:
                 self._connection = self._exchange = None
-                self._shared.pool().release(connection, exchange.fate if exchange.finished else Fate.CLOSE)
+                pool.release(connection, exchange.fate if exchange.finished else Fate.CLOSE)
             outcome = "answered"
             self._reused_unanswered = False
             self._learn(facts, exchange, reply.response)
@@ -538,7 +561,7 @@ class Run:
                 )
             )
 
-    async def _acquire(self, target: _Target, fresh: bool) -> Acquired:
+    async def _acquire(self, pool: Pool, target: _Target, fresh: bool) -> Acquired:
         self._phase = "connecting"
         origin = target.url.origin
         check: AddressCheck | None = None
@@ -546,7 +569,7 @@ class Run:
         if came_from is not None:
             check = lambda address: redirect.address_allowed(policy, address, came_from)  # noqa: E731
         try:
-            acquired = await self._shared.pool().acquire(
+            acquired = await pool.acquire(
                 origin, connect_timeout_s=self._config.connect_timeout_s, check=check, fresh=fresh
             )
         except AddressRefused as refused:
