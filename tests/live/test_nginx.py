@@ -99,6 +99,28 @@ def test_a_100_and_a_307_microseconds_apart_let_no_body_byte_leave_in_50_puts(
     assert sum(count in (0, 1) for count in received) >= clean  # 1: the end of the stream
 
 
+def test_a_body_byte_leaves_after_a_100_only_when_a_millisecond_has_brought_no_307(
+    ordinary_nginx: Nginx, sample: Sample
+) -> None:
+    # Here the client mostly reads a bare 100 first. The scheduler may hold the 307 back for longer than the silence waited for.
+    async def waits_of_bodies_that_left() -> list[float]:
+        waits = []
+        async with engine.Client() as client:
+            for _ in range(50):
+                at: dict[type, float] = {}
+                result = await client.put(
+                    sample.path,
+                    f"{ordinary_nginx.redirector}/307/ordinary",
+                    size=2 << 20,
+                    on_event=lambda event, at=at: at.setdefault(type(event), event.at),
+                )
+                if result.hops[0].body_bytes_sent:
+                    waits.append(at[engine.events.BodyStarted] - at[engine.events.Continue])
+        return waits
+
+    assert [wait for wait in uvloop.run(waits_of_bodies_that_left()) if wait < 0.001] == []
+
+
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_put_head_get_and_delete_follow(prompt_nginx: Nginx, sample: Sample, tmp_path: Path, status: int) -> None:
     name = f"follow-{status}"
