@@ -52,6 +52,12 @@ def nginx() -> Iterator[Nginx]:
     yield from serve(Nginx())
 
 
+@pytest.fixture(scope="package")
+def ordinary_nginx() -> Iterator[Nginx]:
+    """nginx at the priority of any other process."""
+    yield from serve(Nginx(wants_real_time=False))
+
+
 @pytest.fixture
 def prompt_nginx(nginx: Nginx) -> Nginx:
     """nginx whose two answers, a 100 and a refusal or redirect, come microseconds apart however busy the machine is."""

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 import engine
-from engine import events, limits
+from engine import events
 
 from .cases import ONCE, assert_sent_once, every_method_follows, pieces
 from .conftest import Sample
@@ -65,38 +65,46 @@ def test_a_put_through_a_redirect_sends_the_refusing_server_no_body_byte_and_the
 def test_a_100_and_a_307_microseconds_apart_let_no_body_byte_leave_in_50_puts(
     prompt_nginx: Nginx, sample: Sample, kernel_counts: DestroyedSockets, at_once: int
 ) -> None:
-    """A machine under load may take nginx's processor away between the two: only where the 307 came later than the silence
-    that is listened for may bytes have left, and only now and then."""
     size = 2 << 20
     path = f"/307/fifty-{at_once}"
 
-    async def put_all() -> list[tuple[engine.PutResult, float]]:
+    async def put_all() -> list[engine.PutResult]:
         turns = asyncio.Semaphore(at_once)
         async with engine.Client() as client:
 
-            async def put(number: int) -> tuple[engine.PutResult, float]:
-                told: list[events.Event] = []
+            async def put(number: int) -> engine.PutResult:
                 async with turns:
-                    result = await client.put(
-                        sample.path, prompt_nginx.redirector + path, size=size, on_event=told.append
-                    )
-                allowed = next(event.at for event in told if isinstance(event, events.Continue))
-                refused = next(event.at for event in told if isinstance(event, events.Response))
-                return result, refused - allowed
+                    return await client.put(sample.path, prompt_nginx.redirector + path, size=size)
 
             return await asyncio.gather(*map(put, range(50)))
 
-    clean = 0
-    for result, gap_s in uvloop.run(put_all()):
-        first, last = result.hops
-        assert (last.body_bytes_sent, last.body_bytes_read) == (size, size)
-        if first.body_bytes_sent or first.body_bytes_read:
-            assert gap_s > limits.QUIET_S, "the body left although the 307 was there in time"
-        else:
-            clean += 1
-    assert clean >= 40
+    for result in uvloop.run(put_all()):
+        assert [hop.body_bytes_sent for hop in result.hops] == [0, size]
+        assert [hop.body_bytes_read for hop in result.hops] == [0, size]
     received = body_bytes_received(prompt_nginx, prompt_nginx.redirector, path, kernel_counts, 50)
-    assert sum(count in (0, 1) for count in received) >= clean  # 1: the end of the stream
+    assert set(received) <= {0, 1}  # 1: the end of the stream
+
+
+def test_a_body_byte_leaves_after_a_100_only_when_a_millisecond_has_brought_no_307(
+    ordinary_nginx: Nginx, sample: Sample
+) -> None:
+    # Here the client mostly reads a bare 100 first. The scheduler may hold the 307 back for longer than the silence waited for.
+    async def waits_of_bodies_that_left() -> list[float]:
+        waits = []
+        async with engine.Client() as client:
+            for _ in range(50):
+                at: dict[type, float] = {}
+                result = await client.put(
+                    sample.path,
+                    f"{ordinary_nginx.redirector}/307/ordinary",
+                    size=2 << 20,
+                    on_event=lambda event, at=at: at.setdefault(type(event), event.at),
+                )
+                if result.hops[0].body_bytes_sent:
+                    waits.append(at[events.BodyStarted] - at[events.Continue])
+        return waits
+
+    assert [wait for wait in uvloop.run(waits_of_bodies_that_left()) if wait < 0.001] == []
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
