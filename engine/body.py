@@ -418,8 +418,7 @@ def _open_file_object(file: Any, offset: int | None, size: int | None) -> Body:
         return IteratorBody(_read_pieces(file), size)
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode) or stat.S_ISBLK(mode) or stat.S_ISDIR(mode):
-        if file.writable():
-            file.flush()
+        file.flush()  # not asking writable(), which SpooledTemporaryFile has only since Python 3.11
         start = file.tell() if offset is None else offset
         name = file.name if isinstance(getattr(file, "name", None), str) else "the file object"
         # A duplicate: closing the file object meanwhile must not give its number to somebody else's file.

@@ -36,7 +36,7 @@ def test_every_limit_has_its_reason(name: str) -> None:
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_every_limit_names_its_unit_or_counts(name: str) -> None:
-    unit = name.endswith(("_BYTES", "_S", "_CHARS"))
+    unit = name.endswith(("_BYTES", "_S", "_CHARS", "_S_PER_BYTE"))
     counts = name.endswith(("_MAX", "_DEPTH", "_HOPS", "_ATTEMPTS", "_TRIPS"))
     assert unit or counts, f"limits.{name}: units come last"
     assert LIMITS[name] > 0
