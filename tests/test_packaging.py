@@ -213,12 +213,14 @@ def test_the_sdist_holds_what_builds_and_nothing_that_was_built(sdist: Path) -> 
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {
         path.relative_to(ROOT).as_posix()
-        for suffix in ("py", "pyx", "pxd", "pyi", "h", "typed")
-        for path in (ROOT / "engine").rglob(f"*.{suffix}")
+        for folder in ("engine", "tests", "docs", "tools", "bench", ".ci")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".so", ".pyc")
     }
+    sources -= {f"engine/{name}.c" for name in EXTENSIONS}
     assert sources <= names, f"remedy: MANIFEST.in. Missing: {sources - names}"
-    assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py"} <= names
-    assert not {name for name in names if name.endswith((".so", ".c", ".pyc"))}
+    assert {"LICENSE", "Makefile", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py"} <= names
+    assert not {name for name in names if name.endswith((".so", ".pyc")) or re.match(r"engine/.*\.c$", name)}
 
 
 @builds
