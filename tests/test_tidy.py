@@ -53,7 +53,6 @@ FUNCTION_LINES_MAX = 70
 TESTED_ELSEWHERE = {
     "__main__": "test_cli.py",
     "arguments": "test_cli.py",
-    "display": "test_cli.py",
     "explain": "test_cli.py",
     "interrupt": "test_cli.py",
     "tls_connection": "test_tls.py",
