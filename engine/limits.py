@@ -37,9 +37,7 @@ CLOSE_GRACE_S: Final = 1.0  # for the transports of a closing client to say good
 CONNECTIONS_MAX: Final = 64  # of one client; the sender has as many threads at most
 NOTSENT_LOWAT_BYTES: Final = 256 * KIB  # unsent bytes in the socket: bounds what is wasted on an abort (Linux ≥ 4.6)
 RECEIVE_BUFFER_BYTES: Final = 256 * KIB  # one per loop, shared: it is parsed before the next read
-TLS_RECEIVE_BYTES: Final = (
-    64 * KIB
-)  # one receive of a handshake: a server's whole flight, chain included, is below 8 KiB
+TLS_RECEIVE_BYTES: Final = 64 * KIB  # one receive of a handshake: a server's flight with its chain is below 8 KiB
 HAPPY_EYEBALLS_DELAY_S: Final = 0.25  # RFC 8305 section 8
 
 # --- sending --------------------------------------------------------------------------------------------------------
