@@ -87,6 +87,7 @@ class Connection(asyncio.BufferedProtocol):
         self._error: EngineError | None = None
         self._changed: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
         self._job: Job | None = None
         self._spoilt = False  # something came after the end of an exchange: not to be used again
         self._callback_error: Exception | None = None
@@ -190,7 +191,6 @@ class Connection(asyncio.BufferedProtocol):
                 self._report(Input.CANCELLED)
             raise
         finally:
-            self._disarm()
             self._on_interim = self._on_body = None
             self._exchange = None
         if self._callback_error is not None:
@@ -216,6 +216,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._closed = True
         assert self._job is None, "closed under a sender"
+        if self._timer is not None:
+            self._timer.cancel()
         if reset and self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
@@ -295,16 +297,16 @@ class Connection(asyncio.BufferedProtocol):
             self._changed = None
 
     def _arm(self) -> None:
+        """One timer, which rings at the deadline or before it: most deadlines are never reached, and a ring that comes early
+        costs less than a timer made and cancelled for each of them."""
         exchange = self._exchange
         assert exchange is not None
-        self._disarm()
-        if exchange.deadline is not None:
-            self._timer = self._loop.call_later(max(0.001, exchange.deadline - monotonic()), self._ring)
-
-    def _disarm(self) -> None:
+        if exchange.deadline is None or (self._timer is not None and self._rings_at <= exchange.deadline):
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._rings_at = exchange.deadline
+        self._timer = self._loop.call_later(max(0.001, exchange.deadline - monotonic()), self._ring)
 
     def _ring(self) -> None:
         self._timer = None

@@ -126,6 +126,7 @@ def printable(text: str, limit: int) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
 
 
+@functools.lru_cache(maxsize=256)
 def parse_url(text: str) -> Url:
     """Parse an absolute http(s) URL.
 
