@@ -123,7 +123,8 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         if self._head_tail:
             self._head_tail = False
-            self._report(Input.HEAD_SENT)
+            if self._exchange is not None and not self._exchange.finished:
+                self._report(Input.HEAD_SENT)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost.set()
@@ -145,7 +146,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def usable(self) -> bool:
         """Whether an idle connection can take another exchange. (It may still turn out to be dead.)"""
-        return not (self._closed or self._lost.is_set()) and self._exchange is None
+        return not (self._closed or self._spoilt or self._lost.is_set()) and self._exchange is None
 
     async def perform(
         self,
@@ -204,7 +205,11 @@ class Connection(asyncio.BufferedProtocol):
     def finish(self, fate: Fate) -> bool:
         """Do with the connection what the exchange decided. True when it can be used again."""
         reusable = (
-            fate is Fate.REUSE and self._parser.keep_alive and not self._parser.unused and not self._lost.is_set()
+            fate is Fate.REUSE
+            and self._parser.keep_alive
+            and not self._parser.unused
+            and not self._spoilt
+            and not self._lost.is_set()
         )
         if not reusable:
             self.close(reset=fate is Fate.RESET)
@@ -643,7 +648,7 @@ class Connection(asyncio.BufferedProtocol):
             return True
         if stop is Stop.SOURCE_ERROR:
             raise OSError(outcome.errno, f"reading the source: {os.strerror(outcome.errno)}")
-        if stop is Stop.STALLED:
+        if stop is Stop.STALLED and self.wants_body:
             self._report(Input.STALL_TIMED_OUT)
         elif stop is Stop.READABLE:
             self._receive_now()
