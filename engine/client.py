@@ -26,7 +26,7 @@ from engine.redirect import Intent
 from engine.request import Job, Outcome, Run, Shared
 from engine.results import Checksum, ObjectInfo, Progress, PutResult, Response
 from engine.retry import Retry
-from engine.wire import Field, Url, check_field
+from engine.wire import Field, Url, caller_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,8 +35,6 @@ Sink = Union[str, "os.PathLike[str]", Callable[[memoryview], object], Any]
 
 # RFC 9110 section 9.2.2: doing it twice is as good as once.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
-# What we decide about the message ourselves; a caller's own would contradict it.
-_OURS = frozenset({"host", "content-length", "transfer-encoding", "expect", "connection", "upgrade", "te", "trailer"})
 
 
 class CallOptions(TypedDict, total=False):
@@ -236,7 +234,8 @@ class Client:
         source = open_body(body) if body is not None else None
         try:
             place = self._place(url, options)
-            job = self._job(method.upper(), place, options, fields=_caller_fields(options), body=source)
+            fields = _request_fields(options, signed=place.signed)
+            job = self._job(method.upper(), place, options, fields=fields, body=source)
             outcome = await Run(
                 self._shared,
                 dataclasses.replace(job, sink=collected.write, rewind_sink=collected.rewind, any_status=True),
@@ -260,8 +259,8 @@ class Client:
         self, method: str, destination: str, options: CallOptions, *, sink: OpenSink | None = None
     ) -> Outcome:
         _check_options(options, CallOptions)
-        fields = _caller_fields(options) + _object_fields(options)
-        job = self._job(method, self._place(destination, options), options, fields=fields)
+        place = self._place(destination, options)
+        job = self._job(method, place, options, fields=_request_fields(options, signed=place.signed))
         if sink is not None:
             job = dataclasses.replace(job, sink=sink.write, rewind_sink=sink.rewind)
         return await Run(self._shared, job).run()
@@ -269,11 +268,7 @@ class Client:
     async def _put(self, source: Source, destination: str, options: PutOptions, state: _PutState) -> PutResult:
         _check_options(options, PutOptions)
         place = self._place(destination, options)
-        fields = _caller_fields(options)
-        own = _object_fields(options)
-        twice = {name for name, _ in fields} & {name for name, _ in own}
-        if twice:
-            raise UsageError(f"{', '.join(sorted(twice))}: given as an option and in headers; leave one out")
+        fields = _request_fields(options, signed=place.signed)
         body = open_body(source, offset=options.get("offset"), size=options.get("size"))
         digest: _Digest | None = None
         try:
@@ -284,7 +279,7 @@ class Client:
             checksum, payload_hash, extra = await _hash_first(body, algorithm, place, config)
             if algorithm == "auto":
                 digest = _Digest(body)
-            job = self._job("PUT", place, options, fields=fields + own + extra, body=body, payload_hash=payload_hash)
+            job = self._job("PUT", place, options, fields=fields + extra, body=body, payload_hash=payload_hash)
             job.conditional = bool(options.get("if_none_match") or options.get("if_match"))
             if digest is not None:
                 job.on_body_start = digest.start
@@ -338,7 +333,7 @@ class Client:
         body: Body | None = None,
         payload_hash: str = signing.UNSIGNED_PAYLOAD,
     ) -> Job:
-        signed = place.provider is not None and place.provider.origin != "anonymous"
+        signed = place.signed
         framing: tuple[Field, ...] = ()
         if body is not None:
             framing = (
@@ -379,6 +374,10 @@ class _Place:
     key: str = ""
     endpoint: s3.Endpoint | None = None
 
+    @property
+    def signed(self) -> bool:
+        return self.provider is not None and self.provider.origin != "anonymous"
+
 
 def _check_options(options: CallOptions, known: type) -> None:
     unknown = set(options) - set(known.__annotations__) - set(CallOptions.__annotations__)
@@ -390,14 +389,14 @@ def _check_options(options: CallOptions, known: type) -> None:
         raise UsageError(f"sign={options.get('sign')!r}: 's3' or None")
 
 
-def _caller_fields(options: CallOptions) -> list[Field]:
-    fields: list[Field] = []
-    for name, value in (options.get("headers") or {}).items():
-        check_field(name, value)
-        if name.lower() in _OURS:
-            raise UsageError(f"header {name}: set by the engine; a caller's own would contradict it")
-        fields.append((name.lower(), value))
-    return fields
+def _request_fields(options: CallOptions, *, signed: bool) -> list[Field]:
+    """The caller's headers and what the options ask for, lower-case. Raises UsageError for a field that both name."""
+    given = [(name.lower(), value) for name, value in caller_fields(options.get("headers"), signed=signed)]
+    own = _object_fields(options)
+    twice = {name for name, _value in given} & {name for name, _value in own}
+    if twice:
+        raise UsageError(f"{', '.join(sorted(twice))}: given as an option and in headers; leave one out")
+    return given + own
 
 
 def _object_fields(options: CallOptions) -> list[Field]:

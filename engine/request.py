@@ -43,7 +43,7 @@ from engine.exchange import Exchange, Fate, OriginFacts, Plan, plan_body
 from engine.pool import Acquired, AddressCheck, AddressRefused, Pool
 from engine.results import ExpectOutcome, Hop, Progress, SendPath, Timings
 from engine.tls import Tls
-from engine.wire import Field, Origin, Url, redact_head, request_head
+from engine.wire import SECRET_FIELDS, Field, Origin, Url, redact_head, request_head
 
 if TYPE_CHECKING:
     from engine.body import Body
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("engine")
 
 _ORIGINS_MAX = 1024  # remembered; the oldest is forgotten, and asked as a stranger again
-_CLOCK_CODES = ("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture")
 _STALE_CREDENTIALS = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 
 
@@ -441,7 +440,7 @@ class Run:
 
     def _correct_clock(self, code: str, response: Response) -> bool:
         """S3 refuses requests that are more than 15 minutes off: trust the server's clock, once."""
-        if code not in _CLOCK_CODES or self._clock_corrected:
+        if self._signed_with is None or self._clock_corrected or not retry.is_clock_refusal(response.status, code):
             return False
         skew_s = retry.clock_skew(response.get("date") or "", datetime.now(timezone.utc))
         if skew_s is None:
@@ -496,7 +495,15 @@ class Run:
             request_id=response.get("x-amz-request-id") or "",
             host_id=response.get("x-amz-id-2") or "",
             retry_after_s=retry.retry_after(response.get("retry-after") or "", datetime.now(timezone.utc)),
+            secrets=self._secrets(),
         )
+
+    def _secrets(self) -> list[str]:
+        """What a server might echo and an error must not show."""
+        found = [value for name, value in self._job.intent.fields if name in SECRET_FIELDS]
+        if self._signed_with is not None:
+            found += [self._signed_with.secret_key, self._signed_with.token or ""]
+        return [secret for secret in found if secret]
 
     def _mark_last(self, outcome: str) -> None:
         if self._hops:

@@ -490,7 +490,7 @@ def test_every_error_has_an_exit_code(kind: type[errors.EngineError]) -> None:
     ("words", "ours"),
     [
         ("offset=-1: a number", "--offset -1: a number"),
-        ("give size=, or use upload", "give --size, or use upload"),
+        ("give size=", "give --size"),
         ("use expect='never'", "use --expect 'never'"),
         ("check region=", "check --region"),
         ("check region=.", "check --region."),
