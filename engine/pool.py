@@ -65,6 +65,7 @@ class Pool:
         self._channel = Channel(asyncio.get_running_loop())
         self._idle: dict[Origin, list[tuple[float, Connection]]] = {}
         self._open: set[Connection] = set()
+        self._leaving: set[Connection] = set()  # closed by us, and not yet by the loop
         self._opening = 0
         self._connecting: set[asyncio.Task[Acquired]] = set()
         self._adopting: set[asyncio.Task[Connection]] = set()
@@ -166,7 +167,7 @@ class Pool:
             if not turn.done():
                 turn.set_result(None)
         try:
-            goodbyes = [asyncio.ensure_future(connection.wait_closed()) for connection in everything]
+            goodbyes = [asyncio.ensure_future(connection.wait_closed()) for connection in [*everything, *self._leaving]]
             if pending := {*goodbyes, *self._connecting, *self._adopting}:
                 await asyncio.wait(pending, timeout=limits.CLOSE_GRACE_S)
         finally:
@@ -175,6 +176,7 @@ class Pool:
             self._channel.close()
 
     def _discard(self, connection: Connection) -> None:
+        (self._leaving.discard if connection.is_lost else self._leaving.add)(connection)
         if connection in self._open:
             self._open.discard(connection)
             pile = self._idle.get(connection.origin)
@@ -243,6 +245,10 @@ class Pool:
             addresses = allowed
         connected = await _race(origin, addresses)
         done = monotonic()
+        try:
+            address = str(connected.getpeername()[0])
+        except OSError:  # reset already
+            address = addresses[0][1][0]
         make: Callable[[], Connection] = partial(Connection, origin, self._channel)
         if origin.scheme == "https":
             try:
@@ -256,8 +262,7 @@ class Pool:
             connection = await self._adopt(make, connected)
         except OSError as error:
             raise _connect_failed(origin, error) from None
-        peer = connection.peer
-        connection.address = str(peer[0]) if peer else addresses[0][1][0]
+        connection.address = address
         connection.connect_s = done - resolved
         if connection.usable:
             connection.on_unusable = self._discard
