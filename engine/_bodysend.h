@@ -137,8 +137,8 @@ static inline void bs_clear(int event_fd) {
 
 static inline int64_t bs_sent(bs_job *job) { return atomic_load_explicit(&job->sent, memory_order_relaxed); }
 
-/* Each sendfile ends with a push, and 256 KiB are no multiple of the segment size: on loopback the small segment that
- * leaves with each step costs 10 % of the throughput (Linux 6.18). Nobody waits for it: more follows at once. */
+/* Each sendfile and splice ends with a push, and 256 KiB are no multiple of the segment size: on loopback the small segment
+ * that leaves with each step costs 10 % of the throughput (Linux 6.18). Nobody waits for it: more follows at once. */
 static inline void bs_cork(bs_job *job, int on) {
     setsockopt(job->sock_fd, IPPROTO_TCP, TCP_CORK, &on, sizeof on); /* not TCP: nothing to cork */
     job->corked = on;
@@ -234,6 +234,7 @@ static inline bool bs_blocked(bs_job *job) {
     if (job->stream && poll(&source, 1, 0) == 0) {
         job->state = BS_ON_SOURCE;
         job->deadline_ms = 0; /* a slow source is not a stalled peer */
+        if (job->corked) bs_cork(job, 0);
         return false;
     }
     job->state = BS_ON_SOCKET;
@@ -272,7 +273,8 @@ static inline bool bs_failed(bs_job *job, int error) {
 /* Sends at most BS_STEP bytes; true when the job has ended. */
 static inline bool bs_step(bs_job *job) {
     size_t want = job->left < BS_STEP ? (size_t)job->left : BS_STEP;
-    if (job->path == BS_SENDFILE && !job->corked && job->left > BS_STEP) bs_cork(job, 1);
+    bool pushes = job->path == BS_SENDFILE || job->path == BS_SPLICE;
+    if (pushes && !job->corked && job->left > BS_STEP) bs_cork(job, 1);
     ssize_t n = bs_move(job, want);
     job->state = BS_RUNNABLE;
     if (n < 0) return bs_failed(job, errno);

@@ -327,6 +327,24 @@ def test_a_slow_pipe_is_not_a_stalled_peer(run: Run, peer: Peer) -> None:
     assert peer.finish() == b"onetwothree"
 
 
+def test_nothing_is_held_back_while_a_pipe_is_empty(run: Run, peer: Peer) -> None:
+    read_fd, write_fd = os.pipe()
+
+    async def main() -> None:
+        with sending() as sender:
+            job = sender.start_pipe(peer.fd, read_fd, -1, STALL_MS)
+            os.write(write_fd, b"first")
+            await until(lambda: job.sent == 5)
+            await until(lambda: peer.ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0)
+            assert peer.theirs.recv(100) == b"first"
+            job.cancel()
+            await job
+        os.close(read_fd)
+        os.close(write_fd)
+
+    run(main())
+
+
 def test_a_pipe_that_ends_early_is_reported(run: Run, peer: Peer) -> None:
     read_fd, write_fd = os.pipe()
     thread = feed_pipe(write_fd, [b"short"])
