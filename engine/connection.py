@@ -145,11 +145,6 @@ class Connection(asyncio.BufferedProtocol):
         return self._job.sent if self._job is not None else 0
 
     @property
-    def peer(self) -> Any:
-        """The peer's socket address, None when the connection is gone."""
-        return self._transport.get_extra_info("peername")
-
-    @property
     def is_lost(self) -> bool:
         """Whether the loop has closed the descriptor."""
         return self._lost.is_set()

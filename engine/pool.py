@@ -60,6 +60,7 @@ class Pool:
         self._channel = Channel(asyncio.get_running_loop())
         self._idle: dict[Origin, list[tuple[float, Connection]]] = {}
         self._open: set[Connection] = set()
+        self._leaving: set[Connection] = set()  # closed by us, and not yet by the loop
         self._opening = 0
         self._connecting: set[asyncio.Task[Acquired]] = set()
         self._adopting: set[asyncio.Task[Connection]] = set()
@@ -161,7 +162,7 @@ class Pool:
             if not turn.done():
                 turn.set_result(None)
         try:
-            goodbyes = [asyncio.ensure_future(connection.wait_closed()) for connection in everything]
+            goodbyes = [asyncio.ensure_future(connection.wait_closed()) for connection in [*everything, *self._leaving]]
             if pending := {*goodbyes, *self._connecting, *self._adopting}:
                 await asyncio.wait(pending, timeout=limits.CLOSE_GRACE_S)
         finally:
@@ -170,6 +171,7 @@ class Pool:
             self._channel.close()
 
     def _discard(self, connection: Connection) -> None:
+        (self._leaving.discard if connection.is_lost else self._leaving.add)(connection)
         if connection in self._open:
             self._open.discard(connection)
             pile = self._idle.get(connection.origin)
@@ -238,6 +240,10 @@ class Pool:
             addresses = allowed
         connected = await _race(origin, addresses)
         done = monotonic()
+        try:
+            address = str(connected.getpeername()[0])
+        except OSError:  # reset already
+            address = addresses[0][1][0]
         # The socket is the transport's from here on: a cancellation waits until there is a connection that can be closed.
         adopting = asyncio.ensure_future(self._adopt(origin, connected))
         self._adopting.add(adopting)
@@ -247,14 +253,12 @@ class Pool:
         except asyncio.CancelledError:
             adopting.add_done_callback(_close_adopted)
             raise
-        peer = connection.peer
-        connection.address = str(peer[0]) if peer else addresses[0][1][0]
+        connection.address = address
         connection.connect_s = done - resolved
         connection.on_unusable = self._discard
         self._open.add(connection)
         names = tuple(address[1][0] for address in addresses)
         return Acquired(connection, False, names, resolved - began, done - resolved)
-
 
     async def _adopt(self, origin: Origin, connected: socket.socket) -> Connection:
         """Make a transport of a connected socket."""

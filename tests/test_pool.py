@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import resource
 import socket
 import time
@@ -102,6 +103,36 @@ def test_closing_while_a_put_waits_to_try_again_ends_it(run: Run) -> None:
         run(main(url))
 
 
+def test_when_close_returns_every_descriptor_is_closed(run: Run) -> None:
+    """Also those of connections that were given up a moment before."""
+
+    def refuse(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        connection.recv(1)
+
+    async def main(url: str) -> set[str]:
+        client = engine.Client()
+        with pytest.raises(engine.AccessDenied):
+            await client.put(bytes(100_000), f"{url}/key")
+        port = origin_of(url).port
+        await client.close()
+        return set(sockets_to(port))
+
+    with raw_server(refuse) as url:
+        assert run(main(url)) == set()
+
+
+def sockets_to(port: int) -> list[str]:
+    """This process's sockets that are connected to a local port."""
+    found = []
+    for number in descriptors():
+        with suppress(OSError), socket.socket(fileno=os.dup(number)) as duplicate:
+            if duplicate.family == socket.AF_INET and duplicate.getpeername()[1] == port:
+                found.append(str(number))
+    return found
+
+
 # --- what the loop may call, in an order that is rare on a wire ----------------------------------------------------------
 
 
@@ -117,7 +148,7 @@ async def exchanged(
         body = open_body(bytes(size)) if size else None
         head = head or b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
         performing = asyncio.ensure_future(connection.perform(exchange, "PUT", head, body))
-        while not exchange.finished:
+        while not exchange.finished:  # noqa: ASYNC110
             await asyncio.sleep(0)
         then(connection)
         with suppress(engine.EngineError):
@@ -183,7 +214,7 @@ def test_a_sender_that_stalls_while_the_client_is_closed_is_no_error(run: Run) -
         exchange = Exchange(Plan(body_size=64 << 20, stall_timeout_s=0.1), time.monotonic())
         head = b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (64 << 20)
         performing = asyncio.ensure_future(connection.perform(exchange, "PUT", head, open_body(bytes(64 << 20))))
-        while not connection.in_flight:
+        while not connection.in_flight:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         time.sleep(0.3)  # noqa: ASYNC251  (the loop stands still: the stall waits to be delivered)
         closing = asyncio.ensure_future(pool.close())
@@ -305,7 +336,7 @@ def test_without_a_free_descriptor_a_put_fails_and_the_client_goes_on(run: Run) 
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             for spare in range(4):
                 await asyncio.sleep(0.02)
-                with open("/dev/null") as lowest:
+                with open("/dev/null") as lowest:  # noqa: ASYNC230
                     limit = lowest.fileno() + spare
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
                 try:
