@@ -65,7 +65,8 @@ class Connection(asyncio.BufferedProtocol):
     """Made by the pool; `perform` is called for one exchange after the other, never for two at once.
 
     Attributes: origin, address (numeric, of the peer), connect_s (seconds the TCP handshake took: one round trip),
-      used (exchanges begun), send_path (of the last body), body_s (seconds the last body took to leave).
+      used (exchanges begun), flaw (why it could not be made), send_path (of the last body), body_s (seconds the last body took
+      to leave).
     """
 
     def __init__(self, origin: Origin, channel: Channel) -> None:
@@ -75,6 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         self.used = 0
         self.send_path: SendPath = "none"
         self.body_s = 0.0
+        self.flaw: OSError | None = None
         self.on_unusable: Callable[[Connection], None] | None = None
         self._channel = channel
         self._loop = channel.loop
@@ -103,7 +105,12 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         descriptor = transport.get_extra_info("socket").fileno()
-        self._socket = socket.socket(fileno=os.dup(descriptor))
+        try:
+            self._socket = socket.socket(fileno=os.dup(descriptor))
+        except OSError as error:  # no descriptor is left; raised here it would only reach the loop
+            self.flaw = error
+            self._transport.abort()
+            return
         self._socket.setblocking(False)
         self._transport.set_write_buffer_limits(high=0)  # resume_writing then means: the last byte was taken
 
@@ -139,9 +146,9 @@ class Connection(asyncio.BufferedProtocol):
         return self._job.sent if self._job is not None else 0
 
     @property
-    def peer(self) -> Any:
-        """The peer's socket address, None when the connection is gone."""
-        return self._transport.get_extra_info("peername")
+    def is_lost(self) -> bool:
+        """Whether the loop has closed the descriptor."""
+        return self._lost.is_set()
 
     @property
     def usable(self) -> bool:

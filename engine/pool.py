@@ -65,9 +65,10 @@ class Pool:
         self._channel = Channel(asyncio.get_running_loop())
         self._idle: dict[Origin, list[tuple[float, Connection]]] = {}
         self._open: set[Connection] = set()
+        self._leaving: set[Connection] = set()  # closed by us, and not yet by the loop
         self._opening = 0
         self._connecting: set[asyncio.Task[Acquired]] = set()
-        self._adopting: set[asyncio.Task[tuple[asyncio.Transport, Connection]]] = set()
+        self._adopting: set[asyncio.Task[Connection]] = set()
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -81,14 +82,18 @@ class Pool:
 
         Raises ConnectFailed, ConnectTimedOut, AddressRefused, and UsageError when the pool is closed.
         """
+        our_turn = False
         while True:
             if self._closed:
                 raise UsageError(_CLOSED)
-            if not fresh and (connection := self._take_idle(origin, check)) is not None:
-                return Acquired(connection, True, (connection.address,), 0.0, 0.0, 0.0)
-            if len(self._open) + self._opening < self._max_connections or self._evict_idle():
-                return await self._open_one(origin, connect_timeout_s, check)
-            await self._wait_in_line()
+            if our_turn or not self._waiters:
+                if not fresh and (connection := self._take_idle(origin, check)) is not None:
+                    self._next_in_line()  # there may be more than what woke us
+                    return Acquired(connection, True, (connection.address,), 0.0, 0.0, 0.0)
+                if len(self._open) + self._opening < self._max_connections or self._evict_idle():
+                    return await self._open_one(origin, connect_timeout_s, check)
+            await self._wait_in_line(first=our_turn)
+            our_turn = True
 
     def release(self, connection: Connection, fate: Fate) -> None:
         """Give back what `acquire` gave, with the fate that the exchange decided."""
@@ -125,19 +130,21 @@ class Pool:
         connection.close()
         return True
 
-    async def _wait_in_line(self) -> None:
+    async def _wait_in_line(self, *, first: bool) -> None:
+        """Until something has become free. Who was woken for nothing keeps the `first` place."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(turn)
+        (self._waiters.appendleft if first else self._waiters.append)(turn)
         try:
             await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
                 self._next_in_line()  # it was our turn: pass it on
             raise
+        finally:
+            self._waiters.remove(turn)  # only now: nobody overtakes who was woken and has not run yet
 
     def _next_in_line(self) -> None:
-        while self._waiters:
-            turn = self._waiters.popleft()
+        for turn in self._waiters:
             if not turn.done():
                 turn.set_result(None)
                 return
@@ -156,10 +163,11 @@ class Pool:
         everything = list(self._open)
         for connection in everything:
             connection.abort(_CLOSED)
-        while self._waiters:
-            self._next_in_line()
+        for turn in self._waiters:
+            if not turn.done():
+                turn.set_result(None)
         try:
-            goodbyes = [asyncio.ensure_future(connection.wait_closed()) for connection in everything]
+            goodbyes = [asyncio.ensure_future(connection.wait_closed()) for connection in [*everything, *self._leaving]]
             if pending := {*goodbyes, *self._connecting, *self._adopting}:
                 await asyncio.wait(pending, timeout=limits.CLOSE_GRACE_S)
         finally:
@@ -168,6 +176,7 @@ class Pool:
             self._channel.close()
 
     def _discard(self, connection: Connection) -> None:
+        (self._leaving.discard if connection.is_lost else self._leaving.add)(connection)
         if connection in self._open:
             self._open.discard(connection)
             pile = self._idle.get(connection.origin)
@@ -196,6 +205,7 @@ class Pool:
 
     async def _open_one(self, origin: Origin, timeout_s: float, check: AddressCheck | None) -> Acquired:
         self._opening += 1
+        self._next_in_line()  # there may be more room than what woke us
         connecting = asyncio.ensure_future(self._connect(origin, check))
         self._connecting.add(connecting)
         connecting.add_done_callback(self._connecting.discard)
@@ -235,6 +245,10 @@ class Pool:
             addresses = allowed
         connected = await _race(origin, addresses)
         done = monotonic()
+        try:
+            address = str(connected.getpeername()[0])
+        except OSError:  # reset already
+            address = addresses[0][1][0]
         make: Callable[[], Connection] = partial(Connection, origin, self._channel)
         if origin.scheme == "https":
             try:
@@ -244,9 +258,16 @@ class Pool:
                 raise
             make = partial(TlsConnection, origin, self._channel, session, self._tls)
         tls_s = monotonic() - done
-        connection = await self._adopt(make, connected)
-        peer = connection.peer
-        connection.address = str(peer[0]) if peer else addresses[0][1][0]
+        # The socket is the transport's from here on: a cancellation waits until there is a connection that can be closed.
+        adopting = asyncio.ensure_future(_adopt(origin, make, connected))
+        self._adopting.add(adopting)
+        adopting.add_done_callback(self._adopting.discard)
+        try:
+            connection = await asyncio.shield(adopting)
+        except asyncio.CancelledError:
+            adopting.add_done_callback(_close_adopted)
+            raise
+        connection.address = address
         connection.connect_s = done - resolved
         if connection.usable:
             connection.on_unusable = self._discard
@@ -254,17 +275,21 @@ class Pool:
         names = tuple(address[1][0] for address in addresses)
         return Acquired(connection, False, names, resolved - began, done - resolved, tls_s)
 
-    async def _adopt(self, make: Callable[[], Connection], connected: socket.socket) -> Connection:
-        """The socket is the transport's from here on: a cancellation waits until there is a connection that can be closed."""
-        adopting = asyncio.ensure_future(asyncio.get_running_loop().create_connection(make, sock=connected))
-        self._adopting.add(adopting)
-        adopting.add_done_callback(self._adopting.discard)
-        try:
-            _transport, connection = await asyncio.shield(adopting)
-        except asyncio.CancelledError:
-            adopting.add_done_callback(_close_adopted)
-            raise
-        return connection
+
+async def _adopt(origin: Origin, make: Callable[[], Connection], connected: socket.socket) -> Connection:
+    """Make a transport of a connected socket. Raises ConnectFailed."""
+    try:
+        _transport, connection = await asyncio.get_running_loop().create_connection(make, sock=connected)
+    except OSError as error:
+        connected.close()
+        raise _connect_failed(origin, error) from None
+    if connection.is_lost:
+        # A peer that resets at once. uvloop closed the descriptor before it had taken the socket object over, which
+        # would close the same number again, then somebody else's (as MagicStack/uvloop#645 and #738).
+        connected.detach()
+    if connection.flaw is not None:
+        raise _connect_failed(origin, connection.flaw)
+    return connection
 
 
 async def resolve(origin: Origin) -> list[_SockAddr]:
@@ -329,9 +354,9 @@ async def _race(origin: Origin, addresses: list[_SockAddr]) -> socket.socket:
     raise _connect_failed(origin, last_error)
 
 
-def _close_adopted(adopting: asyncio.Task[tuple[asyncio.Transport, Connection]]) -> None:
+def _close_adopted(adopting: asyncio.Task[Connection]) -> None:
     if not adopting.cancelled() and adopting.exception() is None:
-        adopting.result()[1].close(reset=True)
+        adopting.result().close(reset=True)
 
 
 def _close_late_winner(task: asyncio.Task[socket.socket]) -> None:
