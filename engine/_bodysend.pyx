@@ -16,6 +16,7 @@ from posix.unistd cimport close
 
 import enum
 import os
+import stat
 from typing import NamedTuple
 
 
@@ -139,6 +140,42 @@ def send_memory_inline(int sock_fd, buffer, *, bint probe=True, bint more=False)
     finally:
         PyBuffer_Release(&view)
     return _outcome(&job)
+
+
+def find_mapped_file(buffer):
+    """The file behind a buffer that lies in a shared mapping of it: (descriptor, offset of the buffer's first byte), or None.
+
+    From there it leaves by sendfile, nearly three times as fast as from memory. The descriptor is a new one, the caller's to
+    close. A private mapping may differ from its file, so it is None, as is whatever /proc/self/maps cannot tell for sure: a
+    file that was removed or replaced or cannot be opened again, a filesystem whose device numbers there are not stat's.
+    """
+    cdef Py_buffer view
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    cdef size_t start = <size_t>view.buf
+    cdef size_t end = start + <size_t>view.len
+    PyBuffer_Release(&view)
+    if start == end:
+        return None
+    with open("/proc/self/maps", "rb") as maps:
+        for line in maps:
+            fields = line.rstrip(b"\n").split(None, 5)  # proc_pid_maps(5): range, rights, offset, device, inode, path
+            first, last = (int(text, 16) for text in fields[0].split(b"-"))
+            if first <= start < last:
+                break
+        else:
+            return None
+    if end > last or fields[1][3:] != b"s" or len(fields) < 6 or not fields[5].startswith(b"/"):
+        return None
+    try:
+        fd = os.open(fields[5], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    found = os.fstat(fd)
+    device = b"%02x:%02x" % (os.major(found.st_dev), os.minor(found.st_dev))
+    if not stat.S_ISREG(found.st_mode) or device != fields[3] or found.st_ino != int(fields[4]):
+        os.close(fd)
+        return None
+    return fd, int(fields[2], 16) + start - first
 
 
 @cython.final
