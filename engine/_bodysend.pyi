@@ -24,8 +24,12 @@ class Outcome(NamedTuple):
     errno: int
     path: str
 
-def send_file_inline(sock_fd: int, file_fd: int, offset: int, count: int, *, probe: bool = True) -> Outcome: ...
-def send_memory_inline(sock_fd: int, buffer: Buffer, *, probe: bool = True, more: bool = False) -> Outcome: ...
+def send_file_inline(
+    sock_fd: int, file_fd: int, offset: int, count: int, *, probe: bool = True, records: object = None
+) -> Outcome: ...
+def send_memory_inline(
+    sock_fd: int, buffer: Buffer, *, probe: bool = True, more: bool = False, records: object = None
+) -> Outcome: ...
 
 @final
 class Job:
@@ -49,8 +53,11 @@ class BodySender:
         stall_ms: int,
         *,
         ignore_readable: bool = False,
+        records: object = None,
     ) -> Job: ...
-    def start_memory(self, sock_fd: int, buffer: Buffer, stall_ms: int, *, ignore_readable: bool = False) -> Job: ...
+    def start_memory(
+        self, sock_fd: int, buffer: Buffer, stall_ms: int, *, ignore_readable: bool = False, records: object = None
+    ) -> Job: ...
     def start_pipe(
         self, sock_fd: int, pipe_fd: int, count: int, stall_ms: int, *, ignore_readable: bool = False
     ) -> Job: ...

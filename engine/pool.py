@@ -23,7 +23,7 @@ from engine.connection import Channel, Connection
 from engine.errors import ConnectFailed, ConnectTimedOut, UsageError
 from engine.exchange import Fate
 from engine.tls import Tls
-from engine.tls_connection import TlsConnection
+from engine.tls_connection import secured
 from engine.wire import Origin
 
 AddressCheck = Callable[[str], bool]  # whether a resolved numeric address may be connected to
@@ -242,7 +242,7 @@ class Pool:
             except BaseException:
                 connected.close()
                 raise
-            make = partial(TlsConnection, origin, self._channel, session, self._tls)
+            make = partial(secured, origin, self._channel, session, self._tls)
         tls_s = monotonic() - done
         connection = await self._adopt(make, connected)
         peer = connection.peer

@@ -16,14 +16,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import trustme
 import uvloop
 
 import engine
-from engine import limits, sandbox, tls
+from engine import _tls, limits, sandbox, tls
 from tests import peers
 from tests.conftest import Server
 from tests.peers import CONTINUE, OK, raw_server, read_head, read_request, reset
@@ -123,25 +123,40 @@ def shared_sandbox(authority: Authority) -> Iterator[sandbox.Sandbox]:
         yield running
 
 
-@pytest.fixture(params=["uvloop-1.3", "asyncio-1.2"])
-def loop_and_version(request: pytest.FixtureRequest) -> tuple[str, str]:
-    loop, _, version = request.param.partition("-")
-    return loop, version
+class Way(NamedTuple):
+    loop: str
+    version: str
+    path: str  # "tls": the native sender; "tls-ssl": the ssl module alone
+
+
+@pytest.fixture(params=["uvloop 1.3 tls", "asyncio 1.2 tls-ssl"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
+    chosen = Way(*request.param.split())
+    if chosen.path == "tls" and not _tls.reachable():
+        pytest.skip("the interpreter's OpenSSL cannot be reached")
+    monkeypatch.setattr(tls, "NATIVE", chosen.path == "tls")
+    return chosen
+
+
+# For what depends on the records themselves.
+all_ways = pytest.mark.parametrize(
+    "way", ["uvloop 1.3 tls", "asyncio 1.2 tls", "uvloop 1.2 tls-ssl", "asyncio 1.3 tls-ssl"], indirect=True
+)
 
 
 @pytest.fixture
-def run(loop_and_version: tuple[str, str]) -> Run:
-    return uvloop.run if loop_and_version[0] == "uvloop" else asyncio.run
+def run(way: Way) -> Run:
+    return uvloop.run if way.loop == "uvloop" else asyncio.run
 
 
 @pytest.fixture
-def config(authority: Authority, loop_and_version: tuple[str, str]) -> engine.Config:
-    return engine.Config(tls=authority.client(loop_and_version[1]), retry=ONCE)
+def config(authority: Authority, way: Way) -> engine.Config:
+    return engine.Config(tls=authority.client(way.version), retry=ONCE)
 
 
 @pytest.fixture
-def client_of(server: Server, authority: Authority, loop_and_version: tuple[str, str]) -> Make:
-    tls = authority.client(loop_and_version[1])
+def client_of(server: Server, authority: Authority, way: Way) -> Make:
+    tls = authority.client(way.version)
 
     def make(config: engine.Config = engine.Config(), **options: Any) -> engine.Client:  # noqa: B008
         return engine.Client(**{**server.options, "config": config.override(tls=tls), **options})
@@ -204,7 +219,7 @@ def test_the_right_name_is_trusted(
     with raw_server(answer_ok, context=context) as url:
         url = url.replace("127.0.0.1", host)
         result = asyncio.run(put(f"{url}/key", b"abc", engine.Config(tls=authority.bundle)))
-    assert (result.status, result.send_path) == (200, PATH)
+    assert (result.status, result.send_path) == (200, "tls" if tls.NATIVE else "tls-ssl")
     assert result.timings.tls > 0
     # RFC 6066 section 3: an address is no server name.
     assert seen == [None if host == "127.0.0.1" else host.lower()]
@@ -481,7 +496,10 @@ def test_a_session_is_not_taken_up_for_another_host(authority: Authority, monkey
 # --- what is no answer ------------------------------------------------------------------------------------------------
 
 
-def test_tickets_are_not_mistaken_for_an_answer(authority: Authority, run: Run, config: engine.Config) -> None:
+@all_ways
+def test_tickets_are_not_mistaken_for_an_answer(
+    authority: Authority, run: Run, config: engine.Config, way: Way
+) -> None:
     """TLS 1.3 tickets make the socket readable while the client waits for its 100, and while the body leaves."""
     context = authority.server()
     context.num_tickets = 8
@@ -497,7 +515,7 @@ def test_tickets_are_not_mistaken_for_an_answer(authority: Authority, run: Run, 
 
     with raw_server(slow, context=context) as url:
         result = run(put(f"{url}/key", bytes(8 * MIB), config, continue_timeout_s=5))
-    assert (result.expect, result.body_bytes_sent, result.send_path) == ("continue", 8 * MIB, PATH)
+    assert (result.expect, result.body_bytes_sent, result.send_path) == ("continue", 8 * MIB, way.path)
     assert result.hops[0].continue_wait_s >= 0.3
 
 
@@ -529,8 +547,9 @@ def test_bytes_that_nobody_asked_for_close_the_connection(
             assert run(put(f"{url}/key", b"abc", config, retry=retry)).status == 200
 
 
+@all_ways
 def test_the_body_is_what_was_given_in_every_shape(
-    authority: Authority, run: Run, config: engine.Config, tmp_path: Path
+    authority: Authority, run: Run, config: engine.Config, way: Way, tmp_path: Path
 ) -> None:
     data = os.urandom(3 * MIB + 17)
     path = tmp_path / "file"
@@ -569,13 +588,14 @@ def test_the_body_is_what_was_given_in_every_shape(
             result = run(put(f"{url}/key", source, config, **({"size": size} if size else {})))
         wanted = len(source) if isinstance(source, (bytes, bytearray)) else len(data)
         assert got.pop() == data[:wanted]
-        assert (result.body_bytes_sent, result.send_path) == (wanted, PATH)
+        assert (result.body_bytes_sent, result.send_path) == (wanted, way.path)
         assert sum(hop.body_bytes_read for hop in result.hops) == wanted
         if hasattr(source, "fileno"):
             source.close()
     os.waitpid(-1, 0)
 
 
+@all_ways
 def test_a_body_of_unknown_length_is_chunked(authority: Authority, run: Run, config: engine.Config) -> None:
     async def pieces() -> Any:
         for _number in range(50):
@@ -595,6 +615,7 @@ def test_a_body_of_unknown_length_is_chunked(authority: Authority, run: Run, con
     assert received == (b"2710\r\n" + b"z" * 10_000 + b"\r\n") * 50 + b"0\r\n\r\n"
 
 
+@all_ways
 def test_a_file_that_shrinks_is_noticed(authority: Authority, run: Run, config: engine.Config, tmp_path: Path) -> None:
     path = tmp_path / "shrinks"
     path.write_bytes(bytes(64 * MIB))
@@ -610,6 +631,7 @@ def test_a_file_that_shrinks_is_noticed(authority: Authority, run: Run, config: 
         run(put(f"{url}/key", path, config, expect="never"))
 
 
+@all_ways
 def test_a_server_that_reads_nothing_is_a_stall(authority: Authority, run: Run, config: engine.Config) -> None:
     def sleep(connection: ssl.SSLSocket) -> None:
         time.sleep(1.2)
@@ -622,7 +644,8 @@ def test_a_server_that_reads_nothing_is_a_stall(authority: Authority, run: Run, 
 # --- how it ends --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rounds", [100])
+@all_ways
+@pytest.mark.parametrize("rounds", [50])
 def test_a_403_and_a_reset_in_mid_body_lose_no_answer(
     authority: Authority, run: Run, config: engine.Config, tmp_path: Path, rounds: int
 ) -> None:
@@ -651,6 +674,7 @@ def test_a_403_and_a_reset_in_mid_body_lose_no_answer(
         assert run(main(url)) == rounds
 
 
+@all_ways
 @pytest.mark.parametrize("politely", [True, False])
 def test_an_answer_until_the_close_needs_a_close_notify(
     authority: Authority, run: Run, config: engine.Config, politely: bool
@@ -687,6 +711,7 @@ def test_we_say_goodbye(authority: Authority, run: Run, config: engine.Config) -
     assert said == [b""]
 
 
+@all_ways
 def test_garbage_in_the_place_of_records_is_a_lost_connection(
     authority: Authority, run: Run, config: engine.Config
 ) -> None:
@@ -757,7 +782,9 @@ def test_https_to_http_is_followed_when_allowed(
     assert (result.status, result.send_path) == (200, "sendfile")
 
 
-def test_http_to_https_is_followed(authority: Authority, run: Run, config: engine.Config, big_file: Path) -> None:
+def test_http_to_https_is_followed(
+    authority: Authority, run: Run, config: engine.Config, way: Way, big_file: Path
+) -> None:
     with raw_server(answer_ok, context=authority.server()) as secured:
 
         def redirect(connection: socket.socket) -> None:
@@ -766,8 +793,5 @@ def test_http_to_https_is_followed(authority: Authority, run: Run, config: engin
 
         with raw_server(redirect) as url:
             result = run(put(f"{url}/key", big_file, config))
-    assert (result.status, result.send_path) == (200, PATH)
+    assert (result.status, result.send_path) == (200, way.path)
     assert [hop.body_bytes_sent for hop in result.hops] == [0, big_file.stat().st_size]
-
-
-PATH = tls.Session.send_path
