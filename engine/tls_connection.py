@@ -41,7 +41,9 @@ class TlsConnection(Connection):
         self._records = session.records
         self._tls = shared
         self._remembered = False
-        self._mute = False  # a body was abandoned: what is encrypted of it must not leave, and nothing can leave behind it
+        self._mute = (
+            False  # a body was abandoned: what is encrypted of it must not leave, and nothing can leave behind it
+        )
         self._heard = False  # decrypted bytes came: the peer takes us as we are
         self._refusal: ssl.SSLError | None = (
             None  # it does not; TLS 1.3 may say so before the first request, or after it

@@ -6,13 +6,17 @@ TLS 1.2 on asyncio.
 
 from __future__ import annotations
 
+import _ssl
 import asyncio
+import contextlib
+import ctypes
 import datetime
 import os
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -639,6 +643,103 @@ def test_a_server_that_reads_nothing_is_a_stall(authority: Authority, run: Run, 
     with raw_server(sleep, context=authority.server()) as url, pytest.raises(engine.StallTimedOut) as caught:
         run(put(f"{url}/key", bytes(64 * MIB), config, expect="never", stall_timeout_s=0.3))
     assert 0 < caught.value.body_bytes_sent < 64 * MIB
+
+
+@pytest.mark.parametrize("way", ["uvloop 1.3 tls", "asyncio 1.3 tls-ssl"], indirect=True)
+def test_key_updates_in_mid_body_are_answered_and_the_body_goes_on(
+    authority: Authority, run: Run, config: engine.Config, way: Way, tmp_path: Path
+) -> None:
+    """RFC 8446 section 4.6.3: each asks for new keys in both directions; our answer has to leave between two records."""
+    data = os.urandom(24 * MIB)
+    path = tmp_path / "body"
+    path.write_bytes(data)
+    library = ctypes.CDLL(_ssl.__file__)
+    got = bytearray()
+
+    def renew(connection: ssl.SSLSocket) -> None:
+        # The server's own session, found as engine/_tls.pyx finds the client's.
+        session = ctypes.c_void_p.from_address(id(connection._sslobj) + object.__basicsize__ + 8)  # type: ignore[attr-defined]
+        read_head(connection)
+        connection.sendall(CONTINUE)
+        asked = 0
+        while len(got) < len(data):
+            got.extend(connection.recv(1 << 20))
+            if len(got) > asked * 3 * MIB:
+                asked += 1
+                assert library.SSL_key_update(session, 1) == 1  # SSL_KEY_UPDATE_REQUESTED
+                assert library.SSL_do_handshake(session) == 1
+        connection.sendall(OK)
+
+    for source in (path, data):
+        got.clear()
+        with raw_server(renew, context=authority.server(version="1.3")) as url:
+            result = run(put(f"{url}/key", source, config))
+        assert bytes(got) == data
+        assert (result.body_bytes_sent, result.send_path) == (len(data), way.path)
+
+
+# --- the native half ---------------------------------------------------------------------------------------------------
+
+
+def test_the_environment_forces_the_fallback() -> None:
+    for value, native in (("ssl", False), ("", _tls.reachable())):
+        found = subprocess.run(
+            [sys.executable, "-c", "from engine import tls; print(tls.NATIVE)"],
+            env={**os.environ, "ENGINE_TLS": value},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert found.stdout.strip() == str(native)
+
+
+def test_what_is_no_session_of_the_ssl_module_is_not_touched(authority: Authority) -> None:
+    class Pretender:
+        _sslobj = object()
+        context = authority.client()
+
+    class Mixed:
+        """A true session with another context: where the fields are not what they should be, nothing is called."""
+
+        _sslobj = authority.client().wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="a")._sslobj  # type: ignore[attr-defined]
+        context = authority.client()
+
+    for stranger in (Pretender(), Mixed()):
+        with pytest.raises(TypeError, match="ssl module"):
+            _tls.Records(stranger)  # type: ignore[arg-type]
+    ours, theirs = socket.socketpair()
+    sock = authority.client().wrap_socket(ours, do_handshake_on_connect=False, server_hostname="a")
+    with sock, theirs, pytest.raises(TypeError, match="ssl module"):
+        _tls.Records(sock)  # type: ignore[arg-type]
+
+
+def test_records_go_back_to_the_front_of_what_is_sent(authority: Authority) -> None:
+    """What the kernel did not take of a batch leaves before anything that is encrypted later."""
+    client, server = authority.client(), authority.server("a.example")
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(to_client, to_server, server_hostname="a.example")
+    theirs = server.wrap_bio(to_server, to_client, server_side=True)
+    for _number in range(3):
+        for side in (ours, theirs):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    records = _tls.Records(ours)
+    assert to_server.read() == b""
+    ours.write(b"one")
+    first = records.take()
+    assert first
+    records.put_back(first[5:])
+    ours.write(b"two")
+    to_server.write(first[:5] + records.take())
+    assert theirs.read(100) == b"one"
+    assert theirs.read(100) == b"two"
+    assert records.take() == b""
+    capsule = records.capsule
+    del records
+    ours.write(b"three")  # the capsule keeps the batch
+    del capsule
+    with pytest.raises(ssl.SSLError):
+        ours.write(b"four")  # nowhere to go, and nothing harmed
 
 
 # --- how it ends --------------------------------------------------------------------------------------------------------
