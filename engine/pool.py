@@ -58,10 +58,10 @@ class Pool:
     All calls on the loop the pool was made on. After a fork the child must make a new one: see `forget`.
     """
 
-    def __init__(self, *, max_connections: int, max_idle_s: float, tls: Tls) -> None:
+    def __init__(self, *, max_connections: int, max_idle_s: float, tls: Tls | None = None) -> None:
         self._max_connections = max_connections
         self._max_idle_s = max_idle_s
-        self._tls = tls  # of the pool's one client: all connections to an origin are verified the same way
+        self._tls = tls or Tls(None)  # of the pool's one client: all connections to an origin are verified the same way
         self._channel = Channel(asyncio.get_running_loop())
         self._idle: dict[Origin, list[tuple[float, Connection]]] = {}
         self._open: set[Connection] = set()
