@@ -23,7 +23,7 @@ from engine.connection import Channel, Connection
 from engine.errors import ConnectFailed, ConnectTimedOut, UsageError
 from engine.exchange import Fate
 from engine.tls import Tls
-from engine.tls_connection import TlsConnection
+from engine.tls_connection import secured
 from engine.wire import Origin
 
 AddressCheck = Callable[[str], bool]  # whether a resolved numeric address may be connected to
@@ -58,10 +58,10 @@ class Pool:
     All calls on the loop the pool was made on. After a fork the child must make a new one: see `forget`.
     """
 
-    def __init__(self, *, max_connections: int, max_idle_s: float, tls: Tls) -> None:
+    def __init__(self, *, max_connections: int, max_idle_s: float, tls: Tls | None = None) -> None:
         self._max_connections = max_connections
         self._max_idle_s = max_idle_s
-        self._tls = tls  # of the pool's one client: all connections to an origin are verified the same way
+        self._tls = tls or Tls(None)  # of the pool's one client: all connections to an origin are verified the same way
         self._channel = Channel(asyncio.get_running_loop())
         self._idle: dict[Origin, list[tuple[float, Connection]]] = {}
         self._open: set[Connection] = set()
@@ -256,7 +256,7 @@ class Pool:
             except BaseException:
                 connected.close()
                 raise
-            make = partial(TlsConnection, origin, self._channel, session, self._tls)
+            make = partial(secured, origin, self._channel, session, self._tls)
         tls_s = monotonic() - done
         # The socket is the transport's from here on: a cancellation waits until there is a connection that can be closed.
         adopting = asyncio.ensure_future(_adopt(origin, make, connected))
