@@ -38,6 +38,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "_batch.h"
+
 enum {
     BS_STEP = 256 * 1024,        /* bytes between two looks at the peer: what an early answer wastes at most, plus queue */
     BS_MAX_WORKERS = 64,         /* as many as connections by default (limits.MAX_CONNECTIONS) */
@@ -60,7 +62,7 @@ typedef enum {
     BS_WOULD_BLOCK,
 } bs_stop;
 
-typedef enum { BS_SENDFILE, BS_SEND, BS_SPLICE, BS_READ_SEND } bs_path;
+typedef enum { BS_SENDFILE, BS_SEND, BS_SPLICE, BS_READ_SEND, BS_SEALED } bs_path;
 typedef enum { BS_RUNNABLE, BS_ON_SOCKET, BS_ON_SOURCE, BS_ENDED } bs_state;
 
 typedef struct bs_home {
@@ -78,6 +80,7 @@ typedef struct bs_job {
     int64_t stall_ms; /* 0: no limit */
     bs_path path;
     bool stream;          /* the source is a pipe or a socket: it may be empty for a while */
+    batch *records;       /* BS_SEALED: what the body leaves as; of a file, or of memory when source_fd is -1 */
     bool until_end;       /* a stream of unknown length: its end is DONE, not SOURCE_ENDED */
     bool more;            /* something follows in the same segment: MSG_MORE on the last byte too */
     bool ignore_readable; /* the caller has read the peer's FIN: POLLIN and POLLRDHUP would be true for ever */
@@ -137,8 +140,8 @@ static inline void bs_clear(int event_fd) {
 
 static inline int64_t bs_sent(bs_job *job) { return atomic_load_explicit(&job->sent, memory_order_relaxed); }
 
-/* Each sendfile ends with a push, and 256 KiB are no multiple of the segment size: on loopback the small segment that
- * leaves with each step costs 10 % of the throughput (Linux 6.18). Nobody waits for it: more follows at once. */
+/* Each sendfile and splice ends with a push, and 256 KiB are no multiple of the segment size: on loopback the small segment
+ * that leaves with each step costs 10 % of the throughput (Linux 6.18). Nobody waits for it: more follows at once. */
 static inline void bs_cork(bs_job *job, int on) {
     setsockopt(job->sock_fd, IPPROTO_TCP, TCP_CORK, &on, sizeof on); /* not TCP: nothing to cork */
     job->corked = on;
@@ -224,6 +227,8 @@ static inline ssize_t bs_move(bs_job *job, size_t want) {
         return bs_splice(job, want);
     case BS_READ_SEND:
         return job->stream ? bs_peek_send(job, want) : bs_read_send(job, want);
+    case BS_SEALED:
+        break; /* has a step of its own */
     }
     return 0;
 }
@@ -234,6 +239,7 @@ static inline bool bs_blocked(bs_job *job) {
     if (job->stream && poll(&source, 1, 0) == 0) {
         job->state = BS_ON_SOURCE;
         job->deadline_ms = 0; /* a slow source is not a stalled peer */
+        if (job->corked) bs_cork(job, 0);
         return false;
     }
     job->state = BS_ON_SOCKET;
@@ -269,10 +275,53 @@ static inline bool bs_failed(bs_job *job, int error) {
     return bs_end(job, job->source_failed ? BS_SOURCE_ERROR : BS_SOCKET_ERROR, error);
 }
 
+/* Encrypts the next BS_STEP bytes; false when that ended the job. */
+static inline bool bs_seal(bs_job *job) {
+    batch *records = job->records;
+    size_t want = job->left < BS_STEP ? (size_t)job->left : BS_STEP, done = 0;
+    if (job->source_fd >= 0 && !records->plain && !(records->plain = malloc(BATCH_PLAIN)))
+        return !bs_end(job, BS_SOURCE_ERROR, ENOMEM);
+    batch_begin(records);
+    while (done < want) {
+        size_t size = want - done < BATCH_PLAIN ? want - done : BATCH_PLAIN;
+        const char *plain = job->memory + job->offset + done;
+        if (job->source_fd >= 0) {
+            ssize_t n = pread(job->source_fd, records->plain, size, job->offset + (int64_t)done);
+            if (n < 0 && errno == EINTR) continue;
+            if (n <= 0 && done) break; /* what was read leaves first */
+            if (n <= 0) return !bs_end(job, n ? BS_SOURCE_ERROR : BS_SOURCE_ENDED, n ? errno : 0);
+            plain = records->plain;
+            size = (size_t)n;
+        }
+        if (!batch_encrypt(records, plain, size)) return !bs_end(job, BS_SOCKET_ERROR, EPROTO);
+        done += size;
+    }
+    return true;
+}
+
+static inline bool bs_step_sealed(bs_job *job) {
+    batch *records = job->records;
+    job->state = BS_RUNNABLE;
+    if (batch_needs_payload(records) && !bs_seal(job)) return true;
+    int more = job->more || job->left > records->payload - records->counted ? MSG_MORE : 0;
+    ssize_t n = send(job->sock_fd, records->data + records->taken, records->filled - records->taken,
+                     MSG_DONTWAIT | MSG_NOSIGNAL | more);
+    if (n < 0) return bs_failed(job, errno);
+    int64_t body = batch_take(records, (size_t)n);
+    job->offset += body;
+    job->left -= body;
+    job->deadline_ms = 0;
+    atomic_store_explicit(&job->sent, bs_sent(job) + body, memory_order_relaxed);
+    if (job->left == 0) return bs_end(job, BS_DONE, 0);
+    return batch_is_sent(records) ? false : bs_blocked(job);
+}
+
 /* Sends at most BS_STEP bytes; true when the job has ended. */
 static inline bool bs_step(bs_job *job) {
+    if (job->path == BS_SEALED) return bs_step_sealed(job);
     size_t want = job->left < BS_STEP ? (size_t)job->left : BS_STEP;
-    if (job->path == BS_SENDFILE && !job->corked && job->left > BS_STEP) bs_cork(job, 1);
+    bool pushes = job->path == BS_SENDFILE || job->path == BS_SPLICE;
+    if (pushes && !job->corked && job->left > BS_STEP) bs_cork(job, 1);
     ssize_t n = bs_move(job, want);
     job->state = BS_RUNNABLE;
     if (n < 0) return bs_failed(job, errno);
@@ -326,7 +375,7 @@ static inline void bs_send_now(bs_job *job, bool probe) {
         return;
     }
     bool guarded = job->path == BS_SENDFILE;
-    if (guarded && bs_is_cold(job)) {
+    if ((guarded || (job->path == BS_SEALED && job->source_fd >= 0)) && bs_is_cold(job)) {
         bs_end(job, BS_WOULD_BLOCK, 0);
         return;
     }

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
 from engine import limits
+from engine._bodysend import find_mapped_file
 from engine.errors import SourceChanged, UsageError
 
 Source = Any  # path, binary file object, buffer, iterable or async iterable of buffers
@@ -135,6 +136,27 @@ class FileBody(Body):
         if self._owned:
             self._owned = False
             os.close(self.fd)
+
+
+class MappedBody(FileBody):
+    """Memory that is a file's shared mapping: leaves by sendfile from the file behind it, where other memory would be copied.
+
+    What is written through the mapping meanwhile is as little an error as in any other buffer; only a file that has become too
+    short is. The exporter is held until `close()`.
+    """
+
+    def __init__(self, view: memoryview, fd: int, offset: int) -> None:
+        super().__init__(fd, offset, view.nbytes, owned=True, path=None)
+        self._view = view
+
+    def check_unchanged(self) -> None:
+        there = os.fstat(self.fd).st_size
+        if there < self.offset + self.size:
+            raise SourceChanged(f"the mapped file: shrank to {there} bytes while it was being sent")
+
+    def close(self) -> None:
+        super().close()
+        self._view.release()
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
@@ -403,7 +425,11 @@ def _open_buffer(source: Any, offset: int, size: int | None) -> Body:
         raise UsageError(f"offset {offset} is behind the end of the buffer ({view.nbytes} bytes)")
     if size is not None and size > view.nbytes - offset:
         raise UsageError(f"{size} bytes from offset {offset} are asked for, the buffer has {view.nbytes - offset}")
-    return MemoryBody(view[offset : view.nbytes if size is None else offset + size])
+    view = view[offset : view.nbytes if size is None else offset + size]
+    # Looking it up costs what copying some 100 KiB does.
+    if view.nbytes > limits.INLINE_BODY_MAX_BYTES and (found := find_mapped_file(view)) is not None:
+        return MappedBody(view, *found)
+    return MemoryBody(view)
 
 
 def _open_file_object(file: Any, offset: int | None, size: int | None) -> Body:

@@ -69,6 +69,8 @@ class Connection(asyncio.BufferedProtocol):
       to leave).
     """
 
+    _inline_max = limits.INLINE_BODY_MAX_BYTES  # bodies up to here are sent on the loop
+
     def __init__(self, origin: Origin, channel: Channel) -> None:
         self.origin = origin
         self.address = ""
@@ -94,6 +96,7 @@ class Connection(asyncio.BufferedProtocol):
         self._spoilt = False  # something came after the end of an exchange: not to be used again
         self._callback_error: Exception | None = None
         self._head_tail = False  # the transport holds the rest of a head
+        self._records: object = None  # of a TLS session: what the sender's bytes leave as
         self._hushed = False
         self._closed = False
         self._lost = asyncio.Event()
@@ -538,8 +541,8 @@ class Connection(asyncio.BufferedProtocol):
         return self._exchange.body_sent
 
     async def send_file(self, fd: int, offset: int, count: int) -> int:
-        if count <= limits.INLINE_BODY_MAX_BYTES:
-            outcome = send_file_inline(self._descriptor, fd, offset, count)
+        if count <= self._inline_max:
+            outcome = send_file_inline(self._descriptor, fd, offset, count, records=self._records)
             if self._settle(outcome, "sendfile"):
                 return outcome.sent
             sent = outcome.sent
@@ -547,7 +550,9 @@ class Connection(asyncio.BufferedProtocol):
             sent = 0
         while sent < count and self.wants_body:
             outcome = await self._run(
-                self._channel.sender.start_file(self._descriptor, fd, offset + sent, count - sent, self._stall_ms)
+                self._channel.sender.start_file(
+                    self._descriptor, fd, offset + sent, count - sent, self._stall_ms, records=self._records
+                )
             )
             sent += outcome.sent
             if self._settle(outcome, "sendfile"):
@@ -568,13 +573,15 @@ class Connection(asyncio.BufferedProtocol):
     async def send_memory(self, view: memoryview, *, payload: bool = True, more: bool = False) -> int:
         sent, count = 0, view.nbytes
         path: SendPath = "vectored" if more or not payload else "send"
-        if count <= limits.INLINE_BODY_MAX_BYTES and self.wants_body:
-            outcome = send_memory_inline(self._descriptor, view, more=more)
+        if count <= self._inline_max and self.wants_body:
+            outcome = send_memory_inline(self._descriptor, view, more=more, records=self._records)
             sent = outcome.sent
             if self._settle(outcome, path, payload=payload):
                 return sent
         while sent < count and self.wants_body:
-            outcome = await self._run(self._channel.sender.start_memory(self._descriptor, view[sent:], self._stall_ms))
+            outcome = await self._run(
+                self._channel.sender.start_memory(self._descriptor, view[sent:], self._stall_ms, records=self._records)
+            )
             sent += outcome.sent
             if self._settle(outcome, path, payload=payload):
                 break
@@ -647,7 +654,7 @@ class Connection(asyncio.BufferedProtocol):
         """Report what the sender did. True when this call of the sender ends here, False when it is to be started again."""
         exchange = self._exchange
         assert exchange is not None
-        self.send_path = "read+send" if outcome.path == "read+send" else path
+        self.send_path = outcome.path if outcome.path in ("read+send", "tls") else path  # type: ignore[assignment]
         if outcome.sent and payload:
             self._report(Input.BODY_PROGRESS, count=outcome.sent)
         stop = outcome.stop

@@ -23,7 +23,7 @@ from engine.connection import Channel, Connection
 from engine.errors import ConnectFailed, ConnectTimedOut, UsageError
 from engine.exchange import Fate
 from engine.tls import Tls
-from engine.tls_connection import TlsConnection
+from engine.tls_connection import secured
 from engine.wire import Origin
 
 AddressCheck = Callable[[str], bool]  # whether a resolved numeric address may be connected to
@@ -58,10 +58,10 @@ class Pool:
     All calls on the loop the pool was made on. After a fork the child must make a new one: see `forget`.
     """
 
-    def __init__(self, *, max_connections: int, max_idle_s: float, tls: Tls) -> None:
+    def __init__(self, *, max_connections: int, max_idle_s: float, tls: Tls | None = None) -> None:
         self._max_connections = max_connections
         self._max_idle_s = max_idle_s
-        self._tls = tls  # of the pool's one client: all connections to an origin are verified the same way
+        self._tls = tls or Tls(None)  # of the pool's one client: all connections to an origin are verified the same way
         self._channel = Channel(asyncio.get_running_loop())
         self._idle: dict[Origin, list[tuple[float, Connection]]] = {}
         self._open: set[Connection] = set()
@@ -256,12 +256,17 @@ class Pool:
             except BaseException:
                 connected.close()
                 raise
-            make = partial(TlsConnection, origin, self._channel, session, self._tls)
+            make = partial(secured, origin, self._channel, session, self._tls)
         tls_s = monotonic() - done
+        # The socket is the transport's from here on: a cancellation waits until there is a connection that can be closed.
+        adopting = asyncio.ensure_future(_adopt(origin, make, connected))
+        self._adopting.add(adopting)
+        adopting.add_done_callback(self._adopting.discard)
         try:
-            connection = await self._adopt(make, connected)
-        except OSError as error:
-            raise _connect_failed(origin, error) from None
+            connection = await asyncio.shield(adopting)
+        except asyncio.CancelledError:
+            adopting.add_done_callback(_close_adopted)
+            raise
         connection.address = address
         connection.connect_s = done - resolved
         if connection.usable:
@@ -270,31 +275,20 @@ class Pool:
         names = tuple(address[1][0] for address in addresses)
         return Acquired(connection, False, names, resolved - began, done - resolved, tls_s)
 
-    async def _adopt(self, make: Callable[[], Connection], connected: socket.socket) -> Connection:
-        """The socket is the transport's from here on: a cancellation waits until there is a connection that can be closed."""
-        adopting = asyncio.ensure_future(_make_transport(make, connected))
-        self._adopting.add(adopting)
-        adopting.add_done_callback(self._adopting.discard)
-        try:
-            return await asyncio.shield(adopting)
-        except asyncio.CancelledError:
-            adopting.add_done_callback(_close_adopted)
-            raise
 
-
-async def _make_transport(make: Callable[[], Connection], connected: socket.socket) -> Connection:
-    """Raises OSError; the socket is closed then."""
+async def _adopt(origin: Origin, make: Callable[[], Connection], connected: socket.socket) -> Connection:
+    """Make a transport of a connected socket. Raises ConnectFailed."""
     try:
         _transport, connection = await asyncio.get_running_loop().create_connection(make, sock=connected)
-    except OSError:
+    except OSError as error:
         connected.close()
-        raise
+        raise _connect_failed(origin, error) from None
     if connection.is_lost:
         # A peer that resets at once. uvloop closed the descriptor before it had taken the socket object over, which
         # would close the same number again, then somebody else's (as MagicStack/uvloop#645 and #738).
         connected.detach()
     if connection.flaw is not None:
-        raise connection.flaw
+        raise _connect_failed(origin, connection.flaw)
     return connection
 
 

@@ -16,7 +16,7 @@ import ssl
 from collections import OrderedDict
 from typing import Any
 
-from engine import limits
+from engine import _tls, limits
 from engine.errors import ConnectFailed, UsageError
 from engine.results import SendPath
 from engine.wire import Origin
@@ -52,21 +52,29 @@ _REFUSALS = (
 _default_contexts: OrderedDict[tuple[Any, ...], ssl.SSLContext] = OrderedDict()
 
 
+# Chosen at import; False also where the interpreter's OpenSSL is linked into it and cannot be reached.
+NATIVE = os.environ.get("ENGINE_TLS") != "ssl" and _tls.reachable()
+
+
 class Session:
     """The client's side of one TLS connection, from memory to memory.
 
     Attributes:
+      records: for the native sender, through which bodies leave encrypted; None where only `encrypt` is there.
       send_path: how bodies leave, for `PutResult.send_path`.
       closed_by_peer: it said close_notify: what it sent is complete (RFC 8446 section 6.1).
       resumed: whether the handshake took up an earlier session.
     """
 
     send_path: SendPath = "tls-ssl"
+    records: object = None
 
     def __init__(self, context: ssl.SSLContext, host: str, resume: ssl.SSLSession | None = None) -> None:
         """Raises ssl.SSLError and ValueError for a context that is not for clients."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host, session=resume)
+        self._native: _tls.Records | None = None
+        self._kept = b""
         self.closed_by_peer = False
 
     def shake(self) -> bool:
@@ -102,9 +110,26 @@ class Session:
         while done < len(data):
             done += self._ssl.write(data[done:])
 
+    def go_native(self) -> None:
+        """Let native threads encrypt (`records`), from now on. After the handshake, when everything was taken."""
+        with contextlib.suppress(TypeError):
+            self._native = _tls.Records(self._ssl)
+            self.records = self._native.capsule
+            self.send_path = "tls"
+
     def take(self) -> bytes:
         """What is to be sent, and was not taken yet."""
-        return self._outgoing.read()
+        if self._native is not None:
+            return self._native.take()
+        taken, self._kept = self._kept + self._outgoing.read(), b""
+        return taken
+
+    def put_back(self, data: bytes) -> None:
+        """What `take` gave and the socket did not: it leaves first."""
+        if self._native is not None:
+            self._native.put_back(data)
+        else:
+            self._kept = data
 
     def say_goodbye(self) -> None:
         """Add a close_notify to what is to be sent."""
@@ -166,6 +191,8 @@ class Tls:
                 stage="tls",
                 retryable=False,
             )
+        if NATIVE:
+            session.go_native()
         return session
 
     def remember(self, origin: Origin, session: Session) -> None:

@@ -33,28 +33,25 @@ _TRUNCATED = ConnectionResetError("was cut by the peer without a TLS close_notif
 class TlsConnection(Connection):
     """See Connection. `session` has done its handshake on the socket that the transport was given."""
 
+    _inline_max = limits.TLS_BATCH_BYTES
+
     def __init__(self, origin: Origin, channel: Channel, session: tls.Session, shared: tls.Tls) -> None:
         super().__init__(origin, channel)
         self._session = session
+        self._records = session.records
         self._tls = shared
         self._remembered = False
+        self._mute = (
+            False  # a body was abandoned: what is encrypted of it must not leave, and nothing can leave behind it
+        )
         self._heard = False  # decrypted bytes came: the peer takes us as we are
         self._refusal: ssl.SSLError | None = (
             None  # it does not; TLS 1.3 may say so before the first request, or after it
         )
-        self._pending = b""  # encrypted, not yet taken by the kernel
-        self._batch = (0, 0)  # the batch that is leaving: its bytes of payload, and encrypted
-        self._batch_left = 0  # encrypted bytes of it that were not taken when its present job began
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._decrypt()  # tickets that came with the end of the handshake
-
-    @property
-    def in_flight(self) -> int:
-        if self._job is None:
-            return 0
-        return self._share(self._job.sent)
 
     def finish(self, fate: Fate) -> bool:
         if not self._remembered and self._heard:
@@ -120,32 +117,28 @@ class TlsConnection(Connection):
     def _sealed(self, head: bytes) -> bytes:
         with suppress(ssl.SSLError):  # broken already: the answer, or the loss, is about to be read
             self._session.encrypt(head)
-        sealed, self._pending = self._pending + self._session.take(), b""
-        return sealed
+        return self._session.take()
 
     def _flush(self) -> None:
         """Send what TLS has to say by itself: alerts, answers to KeyUpdates, goodbyes. While a body leaves, its next batch
         takes them along."""
-        if self._hushed or not (said := self._session.take()):
+        if self._hushed or self._mute or not (said := self._session.take()):
             return
         if self._head_tail:
             self._transport.write(said)
             return
-        self._pending += said
         assert self._socket is not None
+        sent = 0
         with suppress(OSError):
-            self._pending = self._pending[self._socket.send(self._pending, socket.MSG_NOSIGNAL) :]
+            sent = self._socket.send(said, socket.MSG_NOSIGNAL)
+        self._session.put_back(said[sent:])
 
-    async def send_file(self, fd: int, offset: int, count: int) -> int:
-        return await self._send_batches(count, lambda done, most: self._seal_file(fd, offset + done, most))
-
-    async def send_memory(self, view: memoryview, *, payload: bool = True, more: bool = False) -> int:
-        if more and not payload:
-            self._session.encrypt(view)  # chunk framing: leaves with the item behind it
-            return view.nbytes
-        return await self._send_batches(
-            view.nbytes, lambda done, most: self._seal_memory(view[done : done + most]), payload=payload
-        )
+    def _listen(self) -> None:
+        super()._listen()
+        if self._exchange is not None and not (self._exchange.body_complete or self.wants_body):
+            self._mute = True
+        if not self._closed:
+            self._flush()
 
     async def send_pipe(self, fd: int, count: int) -> int:
         sent = 0
@@ -162,6 +155,32 @@ class TlsConnection(Connection):
                 break
             sent += await self.send_memory(piece)
         return sent
+
+
+class BatchingTlsConnection(TlsConnection):
+    """Where native threads cannot encrypt: a batch is encrypted by the ssl module in a thread of Python's, then sent."""
+
+    def __init__(self, origin: Origin, channel: Channel, session: tls.Session, shared: tls.Tls) -> None:
+        super().__init__(origin, channel, session, shared)
+        self._batch = (0, 0)  # the batch that is leaving: its bytes of payload, and encrypted
+        self._batch_left = 0  # encrypted bytes of it that were not taken when its present job began
+
+    @property
+    def in_flight(self) -> int:
+        if self._job is None:
+            return 0
+        return self._share(self._job.sent)
+
+    async def send_file(self, fd: int, offset: int, count: int) -> int:
+        return await self._send_batches(count, lambda done, most: self._seal_file(fd, offset + done, most))
+
+    async def send_memory(self, view: memoryview, *, payload: bool = True, more: bool = False) -> int:
+        if more and not payload:
+            self._session.encrypt(view)  # chunk framing: leaves with the item behind it
+            return view.nbytes
+        return await self._send_batches(
+            view.nbytes, lambda done, most: self._seal_memory(view[done : done + most]), payload=payload
+        )
 
     def _seal_file(self, fd: int, offset: int, count: int) -> int:
         """Read and encrypt; runs in a thread. Returns how many bytes there were."""
@@ -194,10 +213,9 @@ class TlsConnection(Connection):
 
     async def _send_batch(self, payload: int) -> int:
         """Send what was encrypted. Returns how many of the `payload` bytes in it the kernel took."""
-        self._pending += self._session.take()
-        self._batch = payload, len(self._pending)
-        self._batch_left = len(self._pending)
-        view, taken = memoryview(self._pending), 0
+        view, taken = memoryview(self._session.take()), 0
+        self._batch = payload, len(view)
+        self._batch_left = len(view)
         outcome = send_memory_inline(self._descriptor, view)
         while True:
             outcome = self._payload_of(outcome)
@@ -206,7 +224,7 @@ class TlsConnection(Connection):
                 break
             rest = view[len(view) - self._batch_left :]
             outcome = await self._run(self._channel.sender.start_memory(self._descriptor, rest, self._stall_ms))
-        self._pending = bytes(view[len(view) - self._batch_left :])
+        self._session.put_back(bytes(view[len(view) - self._batch_left :]))
         return taken
 
     def _share(self, sent: int) -> int:
@@ -233,6 +251,11 @@ class TlsConnection(Connection):
             running.exception()
             raise cancelled
         return running.result()
+
+
+def secured(origin: Origin, channel: Channel, session: tls.Session, shared: tls.Tls) -> TlsConnection:
+    kind = TlsConnection if session.records is not None else BatchingTlsConnection
+    return kind(origin, channel, session, shared)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -10,10 +10,12 @@ import contextlib
 import errno
 import gc
 import inspect
+import json
 import mmap
 import os
 import pickle
 import random
+import shutil
 import signal
 import socket
 import struct
@@ -31,7 +33,7 @@ import pytest
 import uvloop
 
 import engine._bodysend as bodysend
-from engine._bodysend import BodySender, Job, Outcome, Stop, send_file_inline, send_memory_inline
+from engine._bodysend import BodySender, Job, Outcome, Stop, find_mapped_file, send_file_inline, send_memory_inline
 
 MIB = 1 << 20
 BODY = random.Random(1).randbytes(3 * MIB)  # more than the buffers of both sockets hold
@@ -240,6 +242,49 @@ def test_a_non_contiguous_buffer_is_refused(run: Run, peer: Peer) -> None:
     run(main())
 
 
+def test_a_shared_mapping_of_a_file_is_traced_to_the_file(run: Run, peer: Peer, tmp_path: Path) -> None:
+    path = tmp_path / "a name\nwith everything in it"
+    path.write_bytes(BODY)
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), MIB, offset=MIB) as view:
+        view[5:8] = b"new"
+        found = find_mapped_file(memoryview(view)[3:])
+        assert found is None  # a newline is escaped in the list of mappings, and such a path is not guessed
+    path = path.rename(tmp_path / "with some spaces (deleted)")
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), MIB, offset=MIB) as view:
+        found = find_mapped_file(memoryview(view)[3:])
+        assert found is not None
+        fd, offset = found
+
+        async def main() -> None:
+            with sending() as sender:
+                peer.read()
+                outcome = await sender.start_file(peer.fd, fd, offset, MIB - 3, STALL_MS)
+                assert outcome == Outcome(Stop.DONE, MIB - 3, 0, "sendfile")
+
+        run(main())
+        os.close(fd)
+    assert peer.finish() == BODY[MIB + 3 : MIB + 5] + b"new" + BODY[MIB + 8 : 2 * MIB]
+
+
+def test_memory_that_is_not_surely_a_files_is_not_taken_for_one(tmp_path: Path) -> None:
+    path = tmp_path / "body"
+    path.write_bytes(BODY)
+    before = len(os.listdir("/proc/self/fd"))
+    with open(path, "r+b") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as private:
+            private[0] = 1
+            assert find_mapped_file(private) is None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as shared:
+            assert find_mapped_file(memoryview(shared)[:0]) is None
+            path.unlink()
+            assert find_mapped_file(shared) is None
+            path.write_bytes(BODY)  # another file of that name
+            assert find_mapped_file(shared) is None
+    assert find_mapped_file(mapped()) is None
+    assert find_mapped_file(BODY) is None
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def feed_pipe(write_fd: int, pieces: list[bytes], pause_s: float = 0) -> threading.Thread:
     def feed() -> None:
         with open(write_fd, "wb", buffering=0) as pipe:
@@ -325,6 +370,24 @@ def test_a_slow_pipe_is_not_a_stalled_peer(run: Run, peer: Peer) -> None:
     thread.join()
     os.close(read_fd)
     assert peer.finish() == b"onetwothree"
+
+
+def test_nothing_is_held_back_while_a_pipe_is_empty(run: Run, peer: Peer) -> None:
+    read_fd, write_fd = os.pipe()
+
+    async def main() -> None:
+        with sending() as sender:
+            job = sender.start_pipe(peer.fd, read_fd, -1, STALL_MS)
+            os.write(write_fd, b"first")
+            await until(lambda: job.sent == 5)
+            await until(lambda: peer.ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0)
+            assert peer.theirs.recv(100) == b"first"
+            job.cancel()
+            await job
+        os.close(read_fd)
+        os.close(write_fd)
+
+    run(main())
 
 
 def test_a_pipe_that_ends_early_is_reported(run: Run, peer: Peer) -> None:
@@ -994,6 +1057,20 @@ def test_the_stubs_parameters_are_the_real_ones() -> None:
 
 
 # ---- everything at once ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not shutil.which("cc") or (os.cpu_count() or 1) < 2, reason="the benchmark needs a compiler and two cores"
+)
+def test_the_benchmark_runs_and_judges_every_bar(tmp_path: Path) -> None:
+    command = [sys.executable, "bench/micro_bodysend.py", "--quick", "--json", str(tmp_path / "said.json")]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert len(said["cases"]) == 9
+    assert {type(case["reached"]) for case in said["cases"]} == {bool}
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])

@@ -313,7 +313,7 @@ LONG = "k" * 1025
         ("put {small} s3://store/k --header X-A:1\r\nX-B:2", 2, "header X-A: the value has a control character"),
         ("put {small} s3://store/k --header X-A:1\0", 2, "header X-A: the value has a control character"),
         ("put {small} s3://store/k --header X\rA:1", 2, "header name"),
-        ("put {small} s3://store/k --header Host:evil", 2, "header Host: set by the engine"),
+        ("put {small} s3://store/k --header Host:evil", 2, "header Host: made from the body, the URL and the options"),
         ("put {small} s3://store/k --header qsecret", 2, "'Name: value'"),
         ("put {small} s3://store/k --header A:1 --header a:2", 2, "'a' is given twice"),
         ("put {small} s3://store/k --metadata a=1\n2", 2, "metadata 'a'"),

@@ -22,7 +22,6 @@ from engine.connection import Connection
 from engine.errors import ConnectFailed, ConnectTimedOut, UsageError
 from engine.exchange import Exchange, Fate, Plan
 from engine.pool import AddressRefused, Pool, _race
-from engine.tls import Tls
 from engine.wire import Origin, parse_url
 from tests.peers import OK, descriptors, raw_server, read_head, read_request, reset
 
@@ -43,7 +42,7 @@ async def acquire(pool: Pool, url: str, **options: Any) -> Connection:
 
 
 def new_pool(**options: Any) -> Pool:
-    return Pool(**{"max_connections": 4, "max_idle_s": 4.0, "tls": Tls(None), **options})
+    return Pool(**{"max_connections": 4, "max_idle_s": 4.0, **options})
 
 
 # --- closed ---------------------------------------------------------------------------------------------------------------

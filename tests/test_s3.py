@@ -675,7 +675,7 @@ def test_an_answer_becomes_the_error_it_is(
 
 
 def test_an_error_says_what_to_do() -> None:
-    assert "upload" in str(error_for("PUT x", 400, ErrorDocument(code="EntityTooLarge")))
+    assert "by one PUT" in str(error_for("PUT x", 400, ErrorDocument(code="EntityTooLarge")))
     assert "clock" in str(error_for("PUT x", 403, ErrorDocument(code="RequestTimeTooSkewed")))
     assert str(error_for("HEAD x", 404, NO_DOCUMENT)) == "HEAD x: 404. Check the bucket, the key and the endpoint."
     assert str(error_for("PUT x", 418, NO_DOCUMENT)) == "PUT x: 418."

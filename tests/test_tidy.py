@@ -23,6 +23,7 @@ LAYERS = [
     "_fastparse",
     "exchange",
     "_bodysend",
+    "_tls",
     "tls",
     "connection",
     "tls_connection",

@@ -6,24 +6,28 @@ TLS 1.2 on asyncio.
 
 from __future__ import annotations
 
+import _ssl
 import asyncio
+import contextlib
+import ctypes
 import datetime
 import os
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import trustme
 import uvloop
 
 import engine
-from engine import limits, sandbox, tls
+from engine import _tls, limits, sandbox, tls
 from tests import peers
 from tests.conftest import Server
 from tests.peers import CONTINUE, OK, raw_server, read_head, read_request, reset
@@ -123,25 +127,40 @@ def shared_sandbox(authority: Authority) -> Iterator[sandbox.Sandbox]:
         yield running
 
 
-@pytest.fixture(params=["uvloop-1.3", "asyncio-1.2"])
-def loop_and_version(request: pytest.FixtureRequest) -> tuple[str, str]:
-    loop, _, version = request.param.partition("-")
-    return loop, version
+class Way(NamedTuple):
+    loop: str
+    version: str
+    path: str  # "tls": the native sender; "tls-ssl": the ssl module alone
+
+
+@pytest.fixture(params=["uvloop 1.3 tls", "asyncio 1.2 tls-ssl"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
+    chosen = Way(*request.param.split())
+    if chosen.path == "tls" and not _tls.reachable():
+        pytest.skip("the interpreter's OpenSSL cannot be reached")
+    monkeypatch.setattr(tls, "NATIVE", chosen.path == "tls")
+    return chosen
+
+
+# For what depends on the records themselves.
+all_ways = pytest.mark.parametrize(
+    "way", ["uvloop 1.3 tls", "asyncio 1.2 tls", "uvloop 1.2 tls-ssl", "asyncio 1.3 tls-ssl"], indirect=True
+)
 
 
 @pytest.fixture
-def run(loop_and_version: tuple[str, str]) -> Run:
-    return uvloop.run if loop_and_version[0] == "uvloop" else asyncio.run
+def run(way: Way) -> Run:
+    return uvloop.run if way.loop == "uvloop" else asyncio.run
 
 
 @pytest.fixture
-def config(authority: Authority, loop_and_version: tuple[str, str]) -> engine.Config:
-    return engine.Config(tls=authority.client(loop_and_version[1]), retry=ONCE)
+def config(authority: Authority, way: Way) -> engine.Config:
+    return engine.Config(tls=authority.client(way.version), retry=ONCE)
 
 
 @pytest.fixture
-def client_of(server: Server, authority: Authority, loop_and_version: tuple[str, str]) -> Make:
-    tls = authority.client(loop_and_version[1])
+def client_of(server: Server, authority: Authority, way: Way) -> Make:
+    tls = authority.client(way.version)
 
     def make(config: engine.Config = engine.Config(), **options: Any) -> engine.Client:  # noqa: B008
         return engine.Client(**{**server.options, "config": config.override(tls=tls), **options})
@@ -204,7 +223,7 @@ def test_the_right_name_is_trusted(
     with raw_server(answer_ok, context=context) as url:
         url = url.replace("127.0.0.1", host)
         result = asyncio.run(put(f"{url}/key", b"abc", engine.Config(tls=authority.bundle)))
-    assert (result.status, result.send_path) == (200, PATH)
+    assert (result.status, result.send_path) == (200, "tls" if tls.NATIVE else "tls-ssl")
     assert result.timings.tls > 0
     # RFC 6066 section 3: an address is no server name.
     assert seen == [None if host == "127.0.0.1" else host.lower()]
@@ -481,7 +500,10 @@ def test_a_session_is_not_taken_up_for_another_host(authority: Authority, monkey
 # --- what is no answer ------------------------------------------------------------------------------------------------
 
 
-def test_tickets_are_not_mistaken_for_an_answer(authority: Authority, run: Run, config: engine.Config) -> None:
+@all_ways
+def test_tickets_are_not_mistaken_for_an_answer(
+    authority: Authority, run: Run, config: engine.Config, way: Way
+) -> None:
     """TLS 1.3 tickets make the socket readable while the client waits for its 100, and while the body leaves."""
     context = authority.server()
     context.num_tickets = 8
@@ -497,7 +519,7 @@ def test_tickets_are_not_mistaken_for_an_answer(authority: Authority, run: Run, 
 
     with raw_server(slow, context=context) as url:
         result = run(put(f"{url}/key", bytes(8 * MIB), config, continue_timeout_s=5))
-    assert (result.expect, result.body_bytes_sent, result.send_path) == ("continue", 8 * MIB, PATH)
+    assert (result.expect, result.body_bytes_sent, result.send_path) == ("continue", 8 * MIB, way.path)
     assert result.hops[0].continue_wait_s >= 0.3
 
 
@@ -529,8 +551,9 @@ def test_bytes_that_nobody_asked_for_close_the_connection(
             assert run(put(f"{url}/key", b"abc", config, retry=retry)).status == 200
 
 
+@all_ways
 def test_the_body_is_what_was_given_in_every_shape(
-    authority: Authority, run: Run, config: engine.Config, tmp_path: Path
+    authority: Authority, run: Run, config: engine.Config, way: Way, tmp_path: Path
 ) -> None:
     data = os.urandom(3 * MIB + 17)
     path = tmp_path / "file"
@@ -569,13 +592,14 @@ def test_the_body_is_what_was_given_in_every_shape(
             result = run(put(f"{url}/key", source, config, **({"size": size} if size else {})))
         wanted = len(source) if isinstance(source, (bytes, bytearray)) else len(data)
         assert got.pop() == data[:wanted]
-        assert (result.body_bytes_sent, result.send_path) == (wanted, PATH)
+        assert (result.body_bytes_sent, result.send_path) == (wanted, way.path)
         assert sum(hop.body_bytes_read for hop in result.hops) == wanted
         if hasattr(source, "fileno"):
             source.close()
     os.waitpid(-1, 0)
 
 
+@all_ways
 def test_a_body_of_unknown_length_is_chunked(authority: Authority, run: Run, config: engine.Config) -> None:
     async def pieces() -> Any:
         for _number in range(50):
@@ -595,6 +619,7 @@ def test_a_body_of_unknown_length_is_chunked(authority: Authority, run: Run, con
     assert received == (b"2710\r\n" + b"z" * 10_000 + b"\r\n") * 50 + b"0\r\n\r\n"
 
 
+@all_ways
 def test_a_file_that_shrinks_is_noticed(authority: Authority, run: Run, config: engine.Config, tmp_path: Path) -> None:
     path = tmp_path / "shrinks"
     path.write_bytes(bytes(64 * MIB))
@@ -610,6 +635,7 @@ def test_a_file_that_shrinks_is_noticed(authority: Authority, run: Run, config: 
         run(put(f"{url}/key", path, config, expect="never"))
 
 
+@all_ways
 def test_a_server_that_reads_nothing_is_a_stall(authority: Authority, run: Run, config: engine.Config) -> None:
     def sleep(connection: ssl.SSLSocket) -> None:
         time.sleep(1.2)
@@ -619,10 +645,108 @@ def test_a_server_that_reads_nothing_is_a_stall(authority: Authority, run: Run, 
     assert 0 < caught.value.body_bytes_sent < 64 * MIB
 
 
+@pytest.mark.parametrize("way", ["uvloop 1.3 tls", "asyncio 1.3 tls-ssl"], indirect=True)
+def test_key_updates_in_mid_body_are_answered_and_the_body_goes_on(
+    authority: Authority, run: Run, config: engine.Config, way: Way, tmp_path: Path
+) -> None:
+    """RFC 8446 section 4.6.3: each asks for new keys in both directions; our answer has to leave between two records."""
+    data = os.urandom(24 * MIB)
+    path = tmp_path / "body"
+    path.write_bytes(data)
+    library = ctypes.CDLL(_ssl.__file__)
+    got = bytearray()
+
+    def renew(connection: ssl.SSLSocket) -> None:
+        # The server's own session, found as engine/_tls.pyx finds the client's.
+        session = ctypes.c_void_p.from_address(id(connection._sslobj) + object.__basicsize__ + 8)  # type: ignore[attr-defined]
+        read_head(connection)
+        connection.sendall(CONTINUE)
+        asked = 0
+        while len(got) < len(data):
+            got.extend(connection.recv(1 << 20))
+            if len(got) > asked * 3 * MIB:
+                asked += 1
+                assert library.SSL_key_update(session, 1) == 1  # SSL_KEY_UPDATE_REQUESTED
+                assert library.SSL_do_handshake(session) == 1
+        connection.sendall(OK)
+
+    for source in (path, data):
+        got.clear()
+        with raw_server(renew, context=authority.server(version="1.3")) as url:
+            result = run(put(f"{url}/key", source, config))
+        assert bytes(got) == data
+        assert (result.body_bytes_sent, result.send_path) == (len(data), way.path)
+
+
+# --- the native half ---------------------------------------------------------------------------------------------------
+
+
+def test_the_environment_forces_the_fallback() -> None:
+    for value, native in (("ssl", False), ("", _tls.reachable())):
+        found = subprocess.run(
+            [sys.executable, "-c", "from engine import tls; print(tls.NATIVE)"],
+            env={**os.environ, "ENGINE_TLS": value},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert found.stdout.strip() == str(native)
+
+
+def test_what_is_no_session_of_the_ssl_module_is_not_touched(authority: Authority) -> None:
+    class Pretender:
+        _sslobj = object()
+        context = authority.client()
+
+    class Mixed:
+        """A true session with another context: where the fields are not what they should be, nothing is called."""
+
+        _sslobj = authority.client().wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="a")._sslobj  # type: ignore[attr-defined]
+        context = authority.client()
+
+    for stranger in (Pretender(), Mixed()):
+        with pytest.raises(TypeError, match="ssl module"):
+            _tls.Records(stranger)  # type: ignore[arg-type]
+    ours, theirs = socket.socketpair()
+    sock = authority.client().wrap_socket(ours, do_handshake_on_connect=False, server_hostname="a")
+    with sock, theirs, pytest.raises(TypeError, match="ssl module"):
+        _tls.Records(sock)  # type: ignore[arg-type]
+
+
+def test_records_go_back_to_the_front_of_what_is_sent(authority: Authority) -> None:
+    """What the kernel did not take of a batch leaves before anything that is encrypted later."""
+    client, server = authority.client(), authority.server("a.example")
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(to_client, to_server, server_hostname="a.example")
+    theirs = server.wrap_bio(to_server, to_client, server_side=True)
+    for _number in range(3):
+        for side in (ours, theirs):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    records = _tls.Records(ours)
+    assert to_server.read() == b""
+    ours.write(b"one")
+    first = records.take()
+    assert first
+    records.put_back(first[5:])
+    ours.write(b"two")
+    to_server.write(first[:5] + records.take())
+    assert theirs.read(100) == b"one"
+    assert theirs.read(100) == b"two"
+    assert records.take() == b""
+    capsule = records.capsule
+    del records
+    ours.write(b"three")  # the capsule keeps the batch
+    del capsule
+    with pytest.raises(ssl.SSLError):
+        ours.write(b"four")  # nowhere to go, and nothing harmed
+
+
 # --- how it ends --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rounds", [100])
+@all_ways
+@pytest.mark.parametrize("rounds", [50])
 def test_a_403_and_a_reset_in_mid_body_lose_no_answer(
     authority: Authority, run: Run, config: engine.Config, tmp_path: Path, rounds: int
 ) -> None:
@@ -651,6 +775,7 @@ def test_a_403_and_a_reset_in_mid_body_lose_no_answer(
         assert run(main(url)) == rounds
 
 
+@all_ways
 @pytest.mark.parametrize("politely", [True, False])
 def test_an_answer_until_the_close_needs_a_close_notify(
     authority: Authority, run: Run, config: engine.Config, politely: bool
@@ -687,6 +812,7 @@ def test_we_say_goodbye(authority: Authority, run: Run, config: engine.Config) -
     assert said == [b""]
 
 
+@all_ways
 def test_garbage_in_the_place_of_records_is_a_lost_connection(
     authority: Authority, run: Run, config: engine.Config
 ) -> None:
@@ -757,7 +883,9 @@ def test_https_to_http_is_followed_when_allowed(
     assert (result.status, result.send_path) == (200, "sendfile")
 
 
-def test_http_to_https_is_followed(authority: Authority, run: Run, config: engine.Config, big_file: Path) -> None:
+def test_http_to_https_is_followed(
+    authority: Authority, run: Run, config: engine.Config, way: Way, big_file: Path
+) -> None:
     with raw_server(answer_ok, context=authority.server()) as secured:
 
         def redirect(connection: socket.socket) -> None:
@@ -766,8 +894,5 @@ def test_http_to_https_is_followed(authority: Authority, run: Run, config: engin
 
         with raw_server(redirect) as url:
             result = run(put(f"{url}/key", big_file, config))
-    assert (result.status, result.send_path) == (200, PATH)
+    assert (result.status, result.send_path) == (200, way.path)
     assert [hop.body_bytes_sent for hop in result.hops] == [0, big_file.stat().st_size]
-
-
-PATH = tls.Session.send_path
