@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -187,3 +190,169 @@ def test_a_request_that_may_have_been_carried_out_is_made_again_only_when_twice_
     else:
         with raw_server(lose) as url, pytest.raises(engine.ConnectionLost):
             run(main(url))
+
+
+# --- whatever a peer does ---------------------------------------------------------------------------------------------------
+
+FINALS = [
+    OK,
+    b"HTTP/1.1 204 No Content\r\n\r\n",
+    b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno",
+    b"HTTP/1.1 500 Oh\r\nContent-Length: 20000\r\n\r\n" + bytes(20000),
+    b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\n\r\nuntil the end",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 307 Elsewhere\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\n\r\n",
+    b"garbage\r\n\r\n",
+]
+INTERIMS = [
+    CONTINUE,
+    CONTINUE,
+    b"HTTP/1.1 102 Processing\r\n\r\n",
+    b"HTTP/1.1 103 Hints\r\n\r\n",
+    b"HTTP/1.1 101 Up\r\n\r\n",
+]
+
+
+class RandomPeer:
+    """Does what a seed says, in the client's own loop: any order of reading, answering, waiting, closing and resetting."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
+        rng = self._rng
+        # RuntimeError: uvloop's, when the transport is gone.
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, RuntimeError):
+            if rng.random() < 0.3:
+                await self._store(reader, writer)
+            for _step in range(rng.randint(1, 12)):
+                what = rng.choices(
+                    ["head", "read", "interim", "final", "part", "wait", "reset", "half"], [5, 5, 5, 4, 1, 3, 0.5, 0.5]
+                )[0]
+                if what == "head":
+                    with contextlib.suppress(asyncio.TimeoutError, asyncio.LimitOverrunError):
+                        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 0.01)
+                elif what == "read":
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(reader.read(rng.choice([1, 1000, 1 << 17, 1 << 22])), 0.01)
+                elif what == "wait":
+                    await asyncio.sleep(rng.choice([0, 0, 0.001, 0.003, 0.01]))
+                elif what == "reset":
+                    writer.transport.abort()
+                    break
+                elif what == "half":
+                    writer.write_eof()
+                    await asyncio.sleep(0.01)
+                    break
+                else:
+                    answer = rng.choice(INTERIMS if what == "interim" else FINALS)
+                    writer.write(answer[: rng.randint(1, len(answer))] if what == "part" else answer)
+                    if rng.random() < 0.3:
+                        writer.write(rng.choice(FINALS + INTERIMS))
+        with contextlib.suppress(OSError, RuntimeError):
+            writer.close()
+            await writer.wait_closed()
+
+    async def _store(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """As a server should, but for what comes before and after it."""
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(CONTINUE)
+        with contextlib.suppress(asyncio.TimeoutError):
+            while await asyncio.wait_for(reader.read(1 << 20), 0.01):
+                pass
+        writer.write(OK)
+
+
+def of_the_peer(task: asyncio.Task[Any]) -> bool:
+    name = getattr(task.get_coro(), "__qualname__", "")
+    return "RandomPeer" in name or "_accept_connection" in name
+
+
+def random_source(rng: random.Random, path: Path) -> tuple[Any, int | None]:
+    async def pieces(count: int) -> AsyncIterator[bytes]:
+        for _number in range(count):
+            await asyncio.sleep(rng.choice([0, 0, 0.001]))
+            yield bytes(50_000)
+
+    kind = rng.choice(["empty", "small", "middle", "memory", "file", "iterator", "chunked"])
+    count = rng.randint(1, 20)
+    return {
+        "empty": (b"", None),
+        "small": (bytes(10), None),
+        "middle": (bytes(100_000), None),
+        "memory": (bytes(3 * MIB), None),
+        "file": (path, None),
+        "iterator": (pieces(count), count * 50_000),
+        "chunked": (pieces(count), None),
+    }[kind]
+
+
+async def random_put(seed: int, path: Path, complaints: list[Any]) -> str:
+    rng, peer = random.Random(seed), RandomPeer(seed)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: complaints.append((seed, context)))
+    server = await asyncio.start_server(peer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/key"
+    source, size = random_source(rng, path)
+    config = engine.Config(
+        expect=rng.choice(["auto", "always", "never", "strict"]),
+        continue_timeout_s=rng.choice(["auto", 0.002]),
+        response_timeout_s=0.05,
+        stall_timeout_s=0.05,
+        retry=rng.choice([ONCE, engine.Retry(max_attempts=3, base_s=0.001)]),
+        total_timeout_s=rng.choice([None, None, 0.02]),
+    )
+    client = engine.Client(config=config)
+    transfer = client.start_put(source, url, size=size)
+    end = rng.choice(["wait", "wait", "wait", "cancel", "close"])
+    if end != "wait":
+        await asyncio.sleep(rng.choice([0, 0.001, 0.004, 0.01]))
+        if end == "cancel":
+            transfer.cancel()
+        else:
+            await client.close()
+    try:
+        result = await asyncio.wait_for(transfer, 5)
+        assert 200 <= result.status < 300
+        assert result.hops[-1].body_bytes_sent == result.size
+        return "stored"
+    except engine.EngineError as error:
+        assert error.body_bytes_sent == sum(hop.body_bytes_sent for hop in error.hops)
+        return type(error).__name__
+    except asyncio.CancelledError:
+        assert end == "cancel"
+        return "cancelled"
+    finally:
+        await client.close()
+        await asyncio.sleep(0.001)  # a connection that is being accepted would be left to the garbage collector
+        server.close()
+        await asyncio.gather(*peer.tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("first", range(0, 400, 100))
+def test_whatever_a_peer_does_the_end_is_a_result_or_an_error_of_ours(run: Run, tmp_path: Path, first: int) -> None:
+    """No input that the machine does not have, nothing for the loop's exception handler, no task left: for 100 seeds."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2 * MIB))
+    complaints: list[Any] = []
+
+    async def main() -> set[str]:
+        outcomes = set()
+        for seed in range(first, first + 100):
+            try:
+                outcomes.add(await random_put(seed, path, complaints))
+            except Exception as error:
+                raise AssertionError(f"seed {seed}") from error
+            left = [task for task in asyncio.all_tasks() - {asyncio.current_task()} if not of_the_peer(task)]
+            assert not left, (seed, left)
+        return outcomes
+
+    outcomes = run(main())
+    assert not complaints, complaints[0]
+    assert {"stored", "cancelled", "ProtocolError"} <= outcomes
