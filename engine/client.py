@@ -15,15 +15,17 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import CancelledError
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union
 
 from engine import checksums, events, limits, s3, signing
-from engine.body import Body, FileBody, MemoryBody, PipeBody, Source, open_body
+from engine._fastparse import Response as Answer
+from engine.body import Body, FileBody, MemoryBody, PipeBody, Source, open_body, until_done
 from engine.config import Config
 from engine.credentials import CredentialsOption, Provider, resolve
-from engine.errors import ChecksumMismatch, EngineError, UsageError
+from engine.errors import ChecksumMismatch, UsageError
 from engine.redirect import Intent
-from engine.request import Job, Outcome, Run, Shared
+from engine.request import Job, Outcome, Run, Shared, total_timed_out, within
 from engine.results import Checksum, ObjectInfo, Progress, PutResult, Response
 from engine.retry import Retry
 from engine.wire import Field, Url, caller_fields
@@ -163,7 +165,7 @@ class Client:
         self._endpoint_url = endpoint_url
         self._region = region
         self._provider = resolve(credentials, profile=profile)
-        self._signs_plain = credentials is not None
+        self._computes_auto: bool | None = None
         self._shared = Shared(self.config)
         if endpoint_url is not None:
             s3.Endpoint.from_url(endpoint_url, region or "")
@@ -271,35 +273,46 @@ class Client:
         fields = _request_fields(options, signed=place.signed)
         body = open_body(source, offset=options.get("offset"), size=options.get("size"))
         digest: _Digest | None = None
+        verified, began = False, monotonic()
         try:
             algorithm = options.get("checksum", "auto")
             if algorithm is not None and algorithm != "auto":
                 checksums.header_name(algorithm)  # an unknown name is an error now, not after gigabytes
-            config = self.config.override(**{name: options.get(name) for name in _CONFIG_OPTIONS})
-            checksum, payload_hash, extra = await _hash_first(body, algorithm, place, config)
-            if algorithm == "auto":
+            config = self._config_of(options)
+            if algorithm == "auto" and await self._can_compute_auto():
                 digest = _Digest(body)
+            checksum, payload_hash, extra = await _hash_first(body, algorithm, place, config, began)
             job = self._job("PUT", place, options, fields=fields + extra, body=body, payload_hash=payload_hash)
+            job.began = began
             job.conditional = bool(options.get("if_none_match") or options.get("if_match"))
             if digest is not None:
                 job.on_body_start = digest.start
-            state.run = Run(self._shared, job)
-            outcome = await state.run.run()
-            try:
+
+            async def verify(response: Answer) -> None:
+                nonlocal checksum, verified
                 body.check_unchanged()
                 if digest is not None:
                     checksum = await digest.result()
-                return _put_result(outcome, body, checksum, job.what)
-            except EngineError as error:
-                error.hops, error.attempts = outcome.hops, outcome.attempts
-                error.body_bytes_sent = outcome.body_bytes_sent
-                raise
+                verified = _verify(checksum, response, job.what)
+
+            job.verify = verify
+            state.run = Run(self._shared, job)
+            return _put_result(await state.run.run(), body, checksum, verified)
         finally:
             try:
                 if digest is not None:
                     await digest.stop()
             finally:
                 await _close(body)
+
+    def _config_of(self, options: CallOptions) -> Config:
+        return self.config.override(**{name: options.get(name) for name in _CONFIG_OPTIONS})
+
+    async def _can_compute_auto(self) -> bool:
+        """Whether the library of checksum="auto" is there. Importing it takes 40 ms, which the loop does not have."""
+        if self._computes_auto is None:
+            self._computes_auto = await asyncio.to_thread(checksums.is_available, checksums.AUTO)
+        return self._computes_auto
 
     def _place(self, destination: str, options: CallOptions) -> _Place:
         """Where a destination is, and who signs for it. Raises UsageError."""
@@ -351,7 +364,7 @@ class Client:
                 addressing=self.config.addressing,
                 fields=tuple(fields),
             ),
-            config=self.config.override(**{name: options.get(name) for name in _CONFIG_OPTIONS}),
+            config=self._config_of(options),
             what=f"{method} {place.shown}",
             provider=place.provider if signed else None,
             body=body,
@@ -414,7 +427,7 @@ async def _close(body: Body) -> None:
 
 
 async def _hash_first(
-    body: Body, algorithm: str | None, place: _Place, config: Config
+    body: Body, algorithm: str | None, place: _Place, config: Config, began: float
 ) -> tuple[Checksum | None, str, list[Field]]:
     """What has to be known before the head: a named checksum, and the payload's SHA-256 when it is signed."""
     payload_hash, fields, checksum = signing.UNSIGNED_PAYLOAD, list[Field](), None
@@ -428,11 +441,20 @@ async def _hash_first(
             f"{wanted} is sent ahead of the body, which needs a source that can be read twice (a path, a buffer, a seekable "
             "file); for this one use checksum='auto'"
         )
+
+    async def hashed(with_what: str) -> str:
+        total_s = config.total_timeout_s
+        return await within(
+            None if total_s is None else began + total_s,
+            _hash_body(body, with_what),
+            lambda: total_timed_out(f"PUT {place.shown}", total_s or 0.0, "checksum"),
+        )
+
     if named:
-        checksum = Checksum(named, await _hash_body(body, named))
+        checksum = Checksum(named, await hashed(named))
         fields.append((checksums.header_name(named), checksum.value))
     if signs_payload:
-        value = checksum.value if checksum is not None and named == "sha256" else await _hash_body(body, "sha256")
+        value = checksum.value if checksum is not None and named == "sha256" else await hashed("sha256")
         payload_hash = checksums.from_text("sha256", value).hex()
     return checksum, payload_hash, fields
 
@@ -444,10 +466,9 @@ async def _hash_body(body: Body, algorithm: str) -> str:
     try:
         return await asyncio.shield(hashing)
     finally:
-        if not hashing.done():
-            stopped.set()
-            with contextlib.suppress(Exception):
-                await hashing
+        stopped.set()
+        await until_done(hashing)
+        hashing.exception()  # looked at: whatever ended the call is what the caller hears of
 
 
 def _hash_now(body: Body, algorithm: str, stopped: Callable[[], bool]) -> str:
@@ -499,32 +520,35 @@ class _Digest:
     async def stop(self) -> None:
         """Until the thread has let go of the source."""
         self._stopped.set()
-        if self._hashing is not None and not self._hashing.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([self._hashing])
-        if self._hashing is not None and self._hashing.done() and not self._hashing.cancelled():
+        if self._hashing is not None:
+            await until_done(self._hashing)
             self._hashing.exception()  # looked at: whatever ended the put is what the caller hears of
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def _put_result(outcome: Outcome, body: Body, checksum: Checksum | None, what: str) -> PutResult:
+def _verify(checksum: Checksum | None, response: Answer, what: str) -> bool:
+    """Whether the server returned a checksum to compare, and it was equal. Raises ChecksumMismatch."""
+    if checksum is None:
+        return False
+    stored = response.get(checksums.header_name(checksum.algorithm))
+    composite = (response.get("x-amz-checksum-type") or "").upper() == "COMPOSITE"
+    if not stored or composite:
+        return False
+    if stored != checksum.value:
+        raise ChecksumMismatch(
+            f"{what}: the server stored bytes with {checksum.algorithm} {stored}, sent were bytes with "
+            f"{checksum.value}; the object there is not the source",
+            algorithm=checksum.algorithm,
+            sent=checksum.value,
+            stored=stored,
+        )
+    return True
+
+
+def _put_result(outcome: Outcome, body: Body, checksum: Checksum | None, verified: bool) -> PutResult:
     response = outcome.reply.response
-    verified = False
-    if checksum is not None:
-        stored = response.get(checksums.header_name(checksum.algorithm))
-        composite = (response.get("x-amz-checksum-type") or "").upper() == "COMPOSITE"
-        if stored and not composite:
-            if stored != checksum.value:
-                raise ChecksumMismatch(
-                    f"{what}: the server stored bytes with {checksum.algorithm} {stored}, sent were bytes with "
-                    f"{checksum.value}; the object there is not the source",
-                    algorithm=checksum.algorithm,
-                    sent=checksum.value,
-                    stored=stored,
-                )
-            verified = True
     return PutResult(
         status=response.status,
         etag=response.get("etag") or "",

@@ -13,15 +13,16 @@ import logging
 import os
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import engine
 from engine import events, limits, redirect, retry, s3, signing
 from engine._fastparse import Response
+from engine.body import Body, until_done
 from engine.connection import Connection, Reply
 from engine.errors import (
     ConnectFailed,
@@ -46,10 +47,10 @@ from engine.tls import Tls
 from engine.wire import SECRET_FIELDS, Field, Origin, Url, redact_head, request_head
 
 if TYPE_CHECKING:
-    from engine.body import Body
     from engine.config import Config
     from engine.credentials import Provider
 
+T = TypeVar("T")
 log = logging.getLogger("engine")
 
 _ORIGINS_MAX = 1024  # remembered; the oldest is forgotten, and asked as a stranger again
@@ -170,6 +171,8 @@ class Job:
       framing: the fields that tell the body's length, in the order they are sent.
       sink: takes the body of a 2xx answer, piece by piece. any_status: answers of 4xx and 5xx are results, not errors.
       on_body_start: called once, when the first body byte is about to leave.
+      verify: looks at what was stored, after a success; what it raises is the error of the call.
+      began: when the call did, by the monotonic clock; `Config.total_timeout_s` counts from there.
     """
 
     intent: redirect.Intent
@@ -186,6 +189,50 @@ class Job:
     conditional: bool = False
     on_event: Callable[[events.Event], object] | None = None
     on_body_start: Callable[[], object] | None = None
+    verify: Callable[[Response], Awaitable[None]] | None = None
+    began: float = dataclasses.field(default_factory=monotonic)
+
+    @property
+    def deadline(self) -> float | None:
+        return None if self.config.total_timeout_s is None else self.began + self.config.total_timeout_s
+
+
+# Where a TotalTimedOut happened, by the phase that people are shown.
+_STAGES = {
+    "hashing": "checksum",
+    "resolving": "resolve",
+    "connecting": "connect",
+    "asking": "continue",
+    "sending": "body",
+    "awaiting answer": "answer",
+}
+
+
+def total_timed_out(what: str, total_s: float, stage: str) -> TotalTimedOut:
+    return TotalTimedOut(f"{what}: not done within {total_s:g} s", limit_s=total_s, stage=stage)
+
+
+async def within(deadline: float | None, work: Coroutine[Any, Any, T], timed_out: Callable[[], TotalTimedOut]) -> T:
+    """Do `work` until `deadline` (monotonic clock; None for ever), then raise `timed_out()`.
+
+    The work has come to its end in any case when this returns or raises, however often the caller is cancelled meanwhile.
+    Not asyncio.wait_for: before Python 3.12 it loses a result when a cancellation crosses with it.
+    """
+    if deadline is None:
+        return await work
+    running = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([running], timeout=max(0.0, deadline - monotonic()))
+        if running.done():
+            return running.result()
+    finally:
+        if not running.done():
+            running.cancel()
+            await until_done(running)
+        failed = None if running.cancelled() else running.exception()
+    if failed is None and not running.cancelled():
+        return running.result()  # it ended while it was being cancelled
+    raise timed_out()
 
 
 class Run:
@@ -199,7 +246,8 @@ class Run:
         self._attempt = 0
         self._redirects = 0
         self._phase = "resolving"
-        self._began = monotonic()
+        self._status = 0  # of the last final answer
+        self._began = job.began
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
         self._body_started = False
@@ -224,15 +272,9 @@ class Run:
 
     async def run(self) -> Outcome:
         """Raises EngineError with the facts attached, the source's own OSError, or CancelledError."""
-        total_s = self._config.total_timeout_s
-        status, failed = 0, ""
+        failed = ""
         try:
-            if total_s is None:
-                outcome = await self._attempts()
-            else:
-                outcome = await self._within(total_s)
-            status = outcome.reply.response.status
-            return outcome
+            return await within(self._job.deadline, self._carry_out(), lambda: self._timed_out())
         except EngineError as error:
             failed = type(error).__name__
             error.hops = tuple(self._hops)
@@ -244,21 +286,22 @@ class Run:
             raise
         finally:
             self._phase = "done"
-            self._tell(events.Done, status, failed, self._bytes_sent, monotonic() - self._began)
+            self._tell(events.Done, self._status, failed, self._bytes_sent, monotonic() - self._began)
 
-    async def _within(self, total_s: float) -> Outcome:
-        running = asyncio.ensure_future(self._attempts())
-        try:
-            await asyncio.wait([running], timeout=total_s)
-            if running.done():
-                return running.result()
-        finally:
-            if not running.done():
-                running.cancel()
-                await asyncio.wait([running])
-        if not running.cancelled() and running.exception() is None:
-            return running.result()  # it ended while it was being cancelled
-        raise TotalTimedOut(f"{self._job.what}: not done within {total_s:g} s", limit_s=total_s, stage=self._phase)
+    async def _carry_out(self) -> Outcome:
+        outcome = await self._attempts()
+        if self._job.verify is not None:
+            self._phase = "hashing"
+            await self._job.verify(outcome.reply.response)
+        return dataclasses.replace(outcome, timings=dataclasses.replace(outcome.timings, total=self._seconds))
+
+    @property
+    def _seconds(self) -> float:
+        """Of the whole call so far."""
+        return monotonic() - self._began
+
+    def _timed_out(self) -> TotalTimedOut:
+        return total_timed_out(self._job.what, self._config.total_timeout_s or 0.0, _STAGES.get(self._phase, ""))
 
     @property
     def _bytes_sent(self) -> int:
@@ -460,7 +503,6 @@ class Run:
 
     def _outcome(self, answered: _Answered) -> Outcome:
         exchange = answered.exchange
-        total_s = monotonic() - self._began
         return Outcome(
             reply=answered.reply,
             url=answered.target.url,
@@ -471,7 +513,7 @@ class Run:
             body_bytes_sent=self._bytes_sent,
             expect=exchange.expect,
             send_path=answered.send_path,
-            timings=dataclasses.replace(answered.timings, total=total_s),
+            timings=answered.timings,
         )
 
     def _early_success(self, answered: _Answered) -> ProtocolError:
@@ -547,6 +589,7 @@ class Run:
                 self._connection = self._exchange = None
                 pool.release(connection, exchange.fate if exchange.finished else Fate.CLOSE)
             outcome = "answered"
+            self._status = exchange.status
             self._reused_unanswered = False
             self._learn(facts, exchange, reply.response)
             timings = _timings(acquired, sign_s, exchange, connection, monotonic() - signing_began - sign_s)
