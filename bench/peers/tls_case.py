@@ -71,7 +71,7 @@ async def aiohttp_put(url: str, path: str, size: int, bundle: str) -> dict[str, 
     import aiohttp
 
     context = ssl.create_default_context(cafile=bundle)
-    with open(path, "rb") as file:  # noqa: ASYNC230
+    with open(path, "rb") as file:
         async with aiohttp.ClientSession() as session, session.put(url, data=file, ssl=context) as response:
             assert response.status == 200
     return {}
