@@ -367,14 +367,14 @@ def open_body(source: Source, *, offset: int | None = None, size: int | None = N
     if isinstance(source, io.BytesIO):
         start = source.tell() if offset is None else offset
         return _open_buffer(source.getbuffer(), start, size)
-    if hasattr(source, "read"):
-        return _open_file_object(source, offset, size)
     try:
         memoryview(source)
     except TypeError:
         pass
     else:
-        return _open_buffer(source, offset or 0, size)
+        return _open_buffer(source, offset or 0, size)  # an mmap, too, which has a read() like a file
+    if hasattr(source, "read"):
+        return _open_file_object(source, offset, size)
     if offset:
         raise UsageError("offset needs a file or a buffer; an iterator starts where it is")
     if hasattr(source, "__aiter__"):

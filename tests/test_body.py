@@ -150,42 +150,34 @@ def test_an_mmap_is_sent(path: Path) -> None:
         assert sent(mapped) == DATA
 
 
+@pytest.mark.parametrize(("flags", "path"), [(mmap.MAP_SHARED, "sendfile"), (mmap.MAP_PRIVATE, "send")])
 def test_a_large_shared_mapping_leaves_by_sendfile_and_a_private_one_from_memory(
-    server: Server, client_of: Make, run: Run, big_file: Path
+    server: Server, client_of: Make, run: Run, big_file: Path, flags: int, path: str
 ) -> None:
-    async def main() -> list[str]:
-        paths = []
+    async def main(mapped: mmap.mmap) -> engine.PutResult:
         async with client_of() as client:
-            for flags in (mmap.MAP_SHARED, mmap.MAP_PRIVATE):
-                with (
-                    open(big_file, "rb") as file,
-                    mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ) as mapped,
-                ):
-                    result = await client.put(mapped, f"s3://store/mapped-{flags}", offset=5)
-                    assert result.checksum_verified
-                    paths.append(result.send_path)
-                content = server.object("store", f"mapped-{flags}").content()
-                assert content == big_file.read_bytes()[5:]
-        return paths
+            return await client.put(mapped, f"s3://store/mapped-{flags}", offset=5)
 
-    assert run(main()) == ["sendfile", "send"]
+    with open(big_file, "rb") as file, mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ) as mapped:
+        result = run(main(mapped))
+    assert (result.send_path, result.checksum_verified) == (path, True)
+    assert server.object("store", f"mapped-{flags}").content() == big_file.read_bytes()[5:]
 
 
 def test_a_mapped_file_that_shrinks_is_no_crash(client_of: Make, run: Run, tmp_path: Path) -> None:
     path = tmp_path / "mapped"
     path.write_bytes(bytes(4 * limits.MIB))
 
-    async def main() -> None:
-        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
-            async with client_of() as client:
-                transfer = client.start_put(mapped, "s3://store-slow-300ms/mapped")
-                while transfer.progress.phase != "asking":  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-                os.truncate(path, limits.MIB)
-                await transfer
+    async def main(mapped: mmap.mmap) -> None:
+        async with client_of() as client:
+            transfer = client.start_put(mapped, "s3://store-slow-300ms/mapped")
+            while transfer.progress.phase != "asking":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            os.truncate(path, limits.MIB)
+            await transfer
 
-    with pytest.raises(SourceChanged):
-        run(main())
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped, pytest.raises(SourceChanged):
+        run(main(mapped))
 
 
 def test_a_bytesio_is_sent_from_where_it_is() -> None:
