@@ -37,6 +37,7 @@ Sink = Union[str, "os.PathLike[str]", Callable[[memoryview], object], Any]
 
 # RFC 9110 section 9.2.2: doing it twice is as good as once.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
+_WITH_CONTENT = frozenset({"PUT", "POST", "PATCH"})
 
 
 class CallOptions(TypedDict, total=False):
@@ -284,7 +285,7 @@ class Client:
             checksum, payload_hash, extra = await _hash_first(body, algorithm, place, config, began)
             job = self._job("PUT", place, options, fields=fields + extra, body=body, payload_hash=payload_hash)
             job.began = began
-            job.conditional = bool(options.get("if_none_match") or options.get("if_match"))
+            job.conditional = any(name in ("if-match", "if-none-match") for name, _value in fields)
             if digest is not None:
                 job.on_body_start = digest.start
 
@@ -348,7 +349,9 @@ class Client:
     ) -> Job:
         signed = place.signed
         framing: tuple[Field, ...] = ()
-        if body is not None:
+        if body is None and method in _WITH_CONTENT:
+            framing = (("content-length", "0"),)  # RFC 9110 section 8.6; some servers say 411 without
+        elif body is not None:
             framing = (
                 ("content-length", str(body.size)) if body.size is not None else ("transfer-encoding", "chunked"),
             )

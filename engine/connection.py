@@ -89,6 +89,7 @@ class Connection(asyncio.BufferedProtocol):
         self._socket: socket.socket | None = None
         self._exchange: Exchange | None = None
         self._error: EngineError | None = None
+        self._memory_path: SendPath = "send"
         self._changed: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = 0.0
@@ -187,11 +188,14 @@ class Connection(asyncio.BufferedProtocol):
                 self._feed_eof(None)
             else:
                 self._send_head(head, body)
-            told = False
+            told, with_head = False, exchange.body_sent > 0
             while not exchange.finished:
                 if on_head_sent is not None and not told and exchange.state >= State.AWAITING_CONTINUE:
                     told = True
                     on_head_sent()
+                if with_head and on_body_start is not None:
+                    on_body_start()
+                    on_body_start = None
                 if exchange.state is State.BODY_LEAVING:
                     assert body is not None
                     await self._send_body(body, on_body_start)
@@ -267,10 +271,11 @@ class Connection(asyncio.BufferedProtocol):
             return self._error
         plan = exchange.plan
         if exchange.failure is Input.STALL_TIMED_OUT:
+            what, stage = ("sent", "answer") if exchange.status else ("accepted", "body")
             return StallTimedOut(
-                f"{self.origin}: accepted no byte for {plan.stall_timeout_s:g} s",
+                f"{self.origin}: {what} no byte for {plan.stall_timeout_s:g} s",
                 limit_s=plan.stall_timeout_s,
-                stage="body",
+                stage=stage,
             )
         if exchange.failure is Input.RESPONSE_TIMED_OUT:
             if exchange.expect == "timeout":
@@ -512,6 +517,7 @@ class Connection(asyncio.BufferedProtocol):
         exchange = self._exchange
         assert exchange is not None
         began = monotonic()
+        self._memory_path = "send" if body.replayable else "vectored"
         self._hush()
         try:
             if self.wants_body:
@@ -572,7 +578,7 @@ class Connection(asyncio.BufferedProtocol):
 
     async def send_memory(self, view: memoryview, *, payload: bool = True, more: bool = False) -> int:
         sent, count = 0, view.nbytes
-        path: SendPath = "vectored" if more or not payload else "send"
+        path: SendPath = self._memory_path
         if count <= self._inline_max and self.wants_body:
             outcome = send_memory_inline(self._descriptor, view, more=more, records=self._records)
             sent = outcome.sent

@@ -62,13 +62,17 @@ class EngineError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Workers send errors home by pickle; keyword-only arguments need this.
-        return (_rebuild, (type(self), self.args, self.__dict__.copy()))
+        state = self.__dict__.copy()
+        if isinstance(self, OSError) and self.errno is not None:
+            state["errno"] = self.errno  # OSError keeps it elsewhere
+        return (_rebuild, (type(self), self.args, state))
 
 
 def _rebuild(cls: type[EngineError], args: tuple[Any, ...], state: dict[str, Any]) -> EngineError:
     error = cls.__new__(cls)
     error.args = args
-    error.__dict__.update(state)
+    for name, value in state.items():
+        setattr(error, name, value)
     return error
 
 

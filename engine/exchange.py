@@ -176,6 +176,7 @@ TRANSITIONS: Final[dict[tuple[State, Input], Row]] = {
     (_S.READING_ANSWER, _I.FINAL_DONE): Row(_S.DONE, (Action.DELIVER,), Timer.NONE, Fate.REUSE),
     (_S.READING_ANSWER, _I.PEER_CLOSED): _failed(Fate.CLOSE),
     (_S.READING_ANSWER, _I.RESPONSE_TIMED_OUT): _failed(Fate.RESET),
+    (_S.READING_ANSWER, _I.STALL_TIMED_OUT): _failed(Fate.RESET),
     (_S.READING_ANSWER, _I.CANCELLED): _failed(Fate.RESET),
     # Refused before a body byte left. The status is known: with the rest of the answer cut off or slow, it still is the answer.
     (_S.BODY_WITHHELD, _I.HEAD_SENT): Row(_S.BODY_WITHHELD),
@@ -361,6 +362,7 @@ class Exchange:
             # A trickled error must not hold the caller for ever: only an answer that is wanted renews its time.
             if plan.streams_answer and self.status < 300:
                 self.deadline = now + plan.stall_timeout_s
+                self._deadline_input = Input.STALL_TIMED_OUT
         else:
             self.deadline = None
 

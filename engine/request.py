@@ -40,7 +40,7 @@ from engine.errors import (
     TransportError,
     UsageError,
 )
-from engine.exchange import Exchange, Fate, OriginFacts, Plan, plan_body
+from engine.exchange import Exchange, Fate, OriginFacts, Plan, State, plan_body
 from engine.pool import Acquired, AddressCheck, AddressRefused, Pool
 from engine.results import ExpectOutcome, Hop, Progress, SendPath, Timings
 from engine.tls import Tls
@@ -225,6 +225,7 @@ async def within(deadline: float | None, work: Coroutine[Any, Any, T], timed_out
         await asyncio.wait([running], timeout=max(0.0, deadline - monotonic()))
         if running.done():
             return running.result()
+        error = timed_out()  # made now: the clean-up changes what it tells
     finally:
         if not running.done():
             running.cancel()
@@ -232,7 +233,7 @@ async def within(deadline: float | None, work: Coroutine[Any, Any, T], timed_out
         failed = None if running.cancelled() else running.exception()
     if failed is None and not running.cancelled():
         return running.result()  # it ended while it was being cancelled
-    raise timed_out()
+    raise error
 
 
 class Run:
@@ -243,6 +244,7 @@ class Run:
         self._job = job
         self._config = job.config
         self._hops: list[Hop] = []
+        self._hop_number = 0
         self._attempt = 0
         self._redirects = 0
         self._phase = "resolving"
@@ -253,7 +255,8 @@ class Run:
         self._body_started = False
         self._sink_used = False
         self._error_body = bytearray()
-        self._reused_unanswered = False
+        self._went_stale = False  # the last hop ended without any byte of an answer, on a connection used before
+        self._left_whole = False  # the whole request of the last hop had left
         self._ambiguous = False
         self._clock_corrected = False
         self._credentials_renewed = False
@@ -263,12 +266,24 @@ class Run:
 
     def progress(self) -> Progress:
         body = self._job.body
-        sent = 0
-        if self._exchange is not None:
-            sent = self._exchange.body_sent + (self._connection.in_flight if self._connection is not None else 0)
+        exchange, connection = self._exchange, self._connection
+        sent = 0 if exchange is None else exchange.body_sent + (connection.in_flight if connection is not None else 0)
+        if exchange is None and self._hops and self._phase in ("hashing", "done"):
+            sent = self._hops[-1].body_bytes_sent
         return Progress(
-            sent, body.size if body is not None else 0, self._phase, max(1, self._attempt), len(self._hops) + 1
+            sent,
+            body.size if body is not None else 0,
+            self._current_phase,
+            max(1, self._attempt),
+            max(1, self._hop_number),
         )
+
+    @property
+    def _current_phase(self) -> str:
+        exchange = self._exchange
+        if exchange is not None and exchange.state >= State.AWAITING_ANSWER:
+            return "awaiting answer"
+        return self._phase
 
     async def run(self) -> Outcome:
         """Raises EngineError with the facts attached, the source's own OSError, or CancelledError."""
@@ -301,7 +316,9 @@ class Run:
         return monotonic() - self._began
 
     def _timed_out(self) -> TotalTimedOut:
-        return total_timed_out(self._job.what, self._config.total_timeout_s or 0.0, _STAGES.get(self._phase, ""))
+        return total_timed_out(
+            self._job.what, self._config.total_timeout_s or 0.0, _STAGES.get(self._current_phase, "")
+        )
 
     @property
     def _bytes_sent(self) -> int:
@@ -331,7 +348,7 @@ class Run:
                     raise
                 reason = error.message
             self._mark_last("retried")
-            self._ambiguous = self._ambiguous or decision.ambiguous
+            self._ambiguous = self._ambiguous or (decision.ambiguous and self._left_whole)
             fresh = decision.fresh_connection
             if not decision.counts:
                 self._attempt -= 1
@@ -343,7 +360,7 @@ class Run:
         if isinstance(error, (RedirectRefused, TotalTimedOut)) or not error.retryable:
             return retry.GiveUp("not-retryable")
         body = self._job.body
-        failure = _failure(error, self._reused_unanswered, idempotent=self._job.idempotent)
+        failure = _failure(error, self._went_stale, idempotent=self._job.idempotent)
         if self._sink_used and not (self._job.rewind_sink is not None and self._job.rewind_sink()):
             return retry.GiveUp("not-retryable")
         self._sink_used = False
@@ -377,6 +394,8 @@ class Run:
 
     async def _follow(self, fresh: bool) -> Outcome:
         job = self._job
+        if job.provider is not None:
+            await job.provider.get()  # without credentials there is no reason to connect
         target = self._first_target()
         visits: list[redirect.Visit] = []
         while True:
@@ -556,6 +575,8 @@ class Run:
     async def _hop(self, target: _Target, method: str, body: Body | None, *, fresh: bool = False) -> _Answered:
         """One request on one connection. Appends its Hop, whatever happens."""
         began = monotonic()
+        self._hop_number += 1
+        self._went_stale = self._left_whole = False
         job, config = self._job, self._config
         body_read = body.bytes_read if body is not None else 0
         exchange: Exchange | None = None
@@ -564,7 +585,6 @@ class Run:
             pool = self._shared.pool()
             acquired = await self._acquire(pool, target, fresh)
             connection = acquired.connection
-            self._reused_unanswered = acquired.reused
             origin = target.url.origin
             facts = self._shared.facts(origin)
             plan = plan_body(
@@ -590,7 +610,6 @@ class Run:
                 pool.release(connection, exchange.fate if exchange.finished else Fate.CLOSE)
             outcome = "answered"
             self._status = exchange.status
-            self._reused_unanswered = False
             self._learn(facts, exchange, reply.response)
             timings = _timings(acquired, sign_s, exchange, connection, monotonic() - signing_began - sign_s)
             return _Answered(target, exchange, reply, connection.address, connection.send_path, timings)
@@ -598,6 +617,9 @@ class Run:
             outcome = _outcome_of(error)
             raise
         finally:
+            if exchange is not None:
+                self._went_stale = acquired.reused and not exchange.status and not exchange.heard_continue
+                self._left_whole = exchange.body_complete
             self._hops.append(
                 Hop(
                     url=target.url.redacted(),
@@ -634,7 +656,7 @@ class Run:
         """The request head for one hop, from the intent."""
         job, url = self._job, target.url
         fields: list[Field] = [("host", url.authority), ("user-agent", f"putengine/{engine.__version__}")]
-        if body is not None:
+        if method == job.intent.method:
             fields += job.framing
         if plan.asks:
             fields.append(("expect", "100-continue"))
@@ -660,7 +682,7 @@ class Run:
     ) -> Reply:
         job = self._job
         self._connection, self._exchange = connection, exchange
-        hop, attempt = len(self._hops) + 1, self._attempt
+        hop, attempt = self._hop_number, self._attempt
         self._phase = "asking" if exchange.plan.asks else "awaiting answer"
         watched = job.on_event is not None
 
@@ -722,7 +744,7 @@ class Run:
             facts.answers_expect = True
 
 
-def _failure(error: EngineError, reused_unanswered: bool, *, idempotent: bool) -> retry.Failure:
+def _failure(error: EngineError, went_stale: bool, *, idempotent: bool) -> retry.Failure:
     """The error as `retry` wants to know it."""
     if isinstance(error, ResponseError):
         return retry.Failure(retry.Fault.ANSWER, error.status, error.code, error.retry_after_s, idempotent)
@@ -735,7 +757,7 @@ def _failure(error: EngineError, reused_unanswered: bool, *, idempotent: bool) -
     elif isinstance(error, TimedOut):
         fault = retry.Fault.UNANSWERED
     else:
-        fault = retry.Fault.STALE if reused_unanswered else retry.Fault.LOST
+        fault = retry.Fault.STALE if went_stale else retry.Fault.LOST
     return retry.Failure(fault, idempotent=idempotent)
 
 

@@ -17,6 +17,7 @@ import pytest
 import engine
 from engine import checksums, limits
 from tests.conftest import Server
+from tests.peers import OK, raw_server, read_head, read_request
 
 Make = Callable[..., engine.Client]
 Run = Callable[[Any], Any]
@@ -154,3 +155,112 @@ def test_the_library_of_checksums_is_not_imported_on_the_loop(client_of: Make, r
     )
     given = [server.store_url, server.region, server.credentials.access_key, server.credentials.secret_key]
     subprocess.run([sys.executable, "-c", script, *given], check=True, timeout=30)
+
+
+# --- progress and events -----------------------------------------------------------------------------------------------------
+
+
+def test_progress_ends_at_the_total_on_the_last_hop(client_of: Make, run: Run, big_file: Path) -> None:
+    async def main() -> engine.Progress:
+        async with client_of() as client:
+            transfer = client.start_put(big_file, "s3://redirect-307/progress-end")
+            await transfer
+            return transfer.progress
+
+    size = big_file.stat().st_size
+    assert run(main()) == engine.Progress(size, size, "done", 1, 2)
+
+
+def test_progress_tells_when_it_is_the_server_that_is_waited_for(run: Run) -> None:
+    def slow(connection: socket.socket) -> None:
+        read_request(connection)
+        time.sleep(0.3)
+        connection.sendall(OK)
+
+    async def main(url: str) -> list[str]:
+        async with engine.Client() as client:
+            transfer = client.start_put(bytes(MIB), f"{url}/key")
+            phases: list[str] = []
+            while not transfer.done():
+                phase = transfer.progress.phase
+                if phases[-1:] != [phase]:
+                    phases.append(phase)
+                await asyncio.sleep(0.01)
+            return phases
+
+    with raw_server(slow) as url:
+        assert run(main(url))[-1] == "awaiting answer"
+
+
+@pytest.mark.parametrize("size", [1, 100, 70_000])
+def test_a_small_body_that_leaves_with_its_head_is_told_like_any_other(client_of: Make, run: Run, size: int) -> None:
+    told: list[Any] = []
+
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(bytes(size), "s3://store/small", expect="never", on_event=told.append)
+
+    run(main())
+    names = [type(event).__name__ for event in told]
+    assert names == ["Resolved", "Connected", "HeadSent", "BodyStarted", "Response", "Done"]
+    assert told[3].why == "off"
+
+
+def test_what_comes_from_an_iterator_is_shown_as_vectored(client_of: Make, run: Run) -> None:
+    async def main() -> engine.PutResult:
+        async with client_of() as client:
+            return await client.put([b"abc", b"def"], "s3://store/iterator", size=6)
+
+    result = run(main())
+    assert (result.send_path, result.size, result.body_bytes_sent) == ("vectored", 6, 6)
+
+
+def test_a_get_in_which_nothing_comes_any_more_is_a_stall(run: Run) -> None:
+    def stall(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+        connection.recv(1)
+
+    async def main(url: str) -> None:
+        async with engine.Client() as client:
+            await client.get(f"{url}/key", bytearray().extend, stall_timeout_s=0.2, retry=ONCE)
+
+    with raw_server(stall) as url, pytest.raises(engine.StallTimedOut, match="sent no byte for 0.2 s") as caught:
+        run(main(url))
+    assert caught.value.stage == "answer"
+
+
+# --- what is asked before anything is sent -------------------------------------------------------------------------------------
+
+
+def test_without_credentials_nobody_is_connected_to(run: Run) -> None:
+    async def main() -> None:
+        async with engine.Client(endpoint_url="http://127.0.0.1:9") as client:
+            await client.put(b"abc", "s3://bucket/key")
+
+    with pytest.raises(engine.CredentialsError, match="AWS_ACCESS_KEY_ID") as caught:
+        run(main())
+    assert caught.value.hops == ()
+
+
+@pytest.mark.parametrize(("method", "length"), [("POST", "0"), ("PUT", "0"), ("GET", None), ("DELETE", None)])
+def test_a_request_without_a_body_says_so_where_one_is_expected(
+    client_of: Make, run: Run, server: Server, method: str, length: str | None
+) -> None:
+    """RFC 9110 section 8.6."""
+
+    async def main() -> None:
+        async with client_of() as client:
+            await client.request(method, f"{server.store_url}/store/none", sign="s3")
+
+    run(main())
+    assert server.records()[-1].get("content-length") == length
+
+
+def test_a_conditional_write_by_header_is_one(client_of: Make, run: Run) -> None:
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(b"abc", "s3://answer-409/key", headers={"If-None-Match": "*"})
+
+    with pytest.raises(engine.PreconditionFailed):
+        run(main())

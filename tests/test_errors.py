@@ -134,3 +134,4 @@ def test_what_may_work_when_made_again_says_so() -> None:
 def test_errors_of_the_os_kind_can_be_told_apart_by_errno() -> None:
     assert errors.ConnectFailed("refused", errno=111).errno == 111
     assert errors.ConnectionLost("gone").errno is None
+    assert pickled(errors.ConnectFailed("refused", errno=111)).errno == 111
