@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -225,12 +226,12 @@ def test_a_get_in_which_nothing_comes_any_more_is_a_stall(run: Run) -> None:
         async with engine.Client() as client:
             await client.get(f"{url}/key", bytearray().extend, stall_timeout_s=0.2, retry=ONCE)
 
-    with raw_server(stall) as url, pytest.raises(engine.StallTimedOut, match="sent no byte for 0.2 s") as caught:
+    with raw_server(stall) as url, pytest.raises(engine.StallTimedOut, match=r"sent no byte for 0\.2 s") as caught:
         run(main(url))
     assert caught.value.stage == "answer"
 
 
-# --- what is asked before anything is sent -------------------------------------------------------------------------------------
+# --- what is asked before anything is sent ----------------------------------------------------------------------------
 
 
 def test_without_credentials_nobody_is_connected_to(run: Run) -> None:
