@@ -10,6 +10,7 @@ import asyncio
 import errno
 import io
 import os
+import pickle
 import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -57,6 +58,9 @@ class Body:
 
     def check_unchanged(self) -> None:
         """Raises SourceChanged when the source is not what it was when it was opened."""
+
+    async def prepare(self) -> None:
+        """Look at what can be known before anything is sent. Raises UsageError."""
 
     async def settle(self) -> None:
         """Stop what still reads the source, and wait for it, however often the caller is cancelled. Before `close`."""
@@ -259,6 +263,18 @@ class IteratorBody(Body):
         self.bytes_read = 0
         return True
 
+    async def prepare(self) -> None:
+        # A body of 0 bytes is never asked for anything, so that a wrong size would store an empty object.
+        while self.size == 0:
+            self._step = asyncio.ensure_future(_take_one(self._items))
+            await asyncio.wait([self._step])
+            step, self._step = self._step, None
+            item = step.result()
+            if item is None:
+                return
+            if as_view(item, "an item of the iterator").nbytes:
+                raise UsageError("size=0, but the iterator gives more; nothing was sent")
+
     async def settle(self) -> None:
         step, self._step = self._step, None
         if step is None:
@@ -288,6 +304,9 @@ class PipeBody(IteratorBody):
             raise UsageError(
                 f"size={self.size}, but the pipe ended after {sent} bytes; nothing was stored", stage="body"
             )
+
+    async def prepare(self) -> None:
+        pass  # what is behind the size stays in the pipe for whoever reads it next
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
@@ -348,7 +367,10 @@ def as_view(source: Any, what: str) -> memoryview:
         raise UsageError(f"{what} is {type(source).__name__}, not bytes or another buffer{hint}") from None
     if not view.c_contiguous:
         raise UsageError(f"{what} is a buffer that is not contiguous; copy it first (numpy.ascontiguousarray)")
-    return view.cast("B") if view.ndim != 1 or view.format != "B" else view
+    if view.ndim == 1 and view.format == "B":
+        return view
+    # Not cast(), which knows neither structured items nor other byte orders, nor an empty array of floats.
+    return pickle.PickleBuffer(source).raw()
 
 
 def open_body(source: Source, *, offset: int | None = None, size: int | None = None) -> Body:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
+import inspect
+import io
 import os
+import secrets
 import stat
-import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import CancelledError
@@ -199,6 +202,10 @@ class Client:
 
     def start_put(self, source: Source, destination: str, **options: Unpack[PutOptions]) -> Transfer:
         """As `put`, but returns at once a `Transfer`: awaitable, with `.progress` and `.cancel()`. Needs a running loop."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise UsageError("start_put needs a running event loop; engine.put needs none") from None
         state = _PutState()
         return Transfer(asyncio.ensure_future(self._put(source, destination, options, state)), state)
 
@@ -233,12 +240,15 @@ class Client:
         `body` as `put`'s source. The answer's body is held in memory, at most 64 MiB.
         """
         _check_options(options, CallOptions)
+        method = check_method(method)
         collected = _Collector()
         source = open_body(body) if body is not None else None
         try:
+            if source is not None:
+                await source.prepare()
             place = self._place(url, options)
             fields = _request_fields(options, signed=place.signed)
-            job = self._job(method.upper(), place, options, fields=fields, body=source)
+            job = self._job(method, place, options, fields=fields, body=source)
             outcome = await Run(
                 self._shared,
                 dataclasses.replace(job, sink=collected.write, rewind_sink=collected.rewind, any_status=True),
@@ -280,6 +290,7 @@ class Client:
             if algorithm is not None and algorithm != "auto":
                 checksums.header_name(algorithm)  # an unknown name is an error now, not after gigabytes
             config = self._config_of(options)
+            await body.prepare()
             if algorithm == "auto" and await self._can_compute_auto():
                 digest = _Digest(body)
             checksum, payload_hash, extra = await _hash_first(body, algorithm, place, config, began)
@@ -401,8 +412,19 @@ def _check_options(options: CallOptions, known: type) -> None:
         raise TypeError(
             f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(sorted(known.__annotations__))}"
         )
+    if inspect.iscoroutinefunction(options.get("on_event")):
+        raise UsageError("on_event: a coroutine function would never be awaited; give a plain one")
     if options.get("sign") not in (None, "s3"):
         raise UsageError(f"sign={options.get('sign')!r}: 's3' or None")
+
+
+def check_method(method: str) -> str:
+    """In upper case. Raises UsageError."""
+    if not isinstance(method, str) or not method.isascii() or not method.isalpha():
+        raise UsageError(f"method {method!r}: letters only, as in 'GET'")
+    if method.upper() == "CONNECT":
+        raise UsageError("CONNECT makes a tunnel, which is no request for a resource")
+    return method.upper()
 
 
 def _request_fields(options: CallOptions, *, signed: bool) -> list[Field]:
@@ -634,19 +656,16 @@ class _PathSink(OpenSink):
     def __init__(self, path: str) -> None:
         self._path = os.path.realpath(path)
         folder, name = os.path.split(self._path)
+        start = os.fsdecode(os.fsencode(name)[:100])
+        self._temporary = os.path.join(folder, f".{start}.{secrets.token_hex(8)}.part")
         try:
-            self._fd, self._temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".part", dir=folder)
+            # Not mkstemp, which makes 0600: the mode is what open() would have given, and the umask is left alone.
+            self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except OSError as error:
             error.filename = path  # nobody knows the temporary name
             raise
-        try:
-            mode = stat.S_IMODE(os.stat(self._path).st_mode)
-        except FileNotFoundError:
-            # mkstemp makes 0600; the user expects what open() would have given.
-            mask = os.umask(0)
-            os.umask(mask)
-            mode = 0o666 & ~mask
-        os.fchmod(self._fd, mode)
+        with contextlib.suppress(FileNotFoundError):
+            os.fchmod(self._fd, stat.S_IMODE(os.stat(self._path).st_mode))
 
     def write(self, view: memoryview) -> None:
         self.count += view.nbytes
@@ -709,10 +728,14 @@ def open_sink(sink: Sink) -> OpenSink:
     if isinstance(sink, OpenSink):
         return sink
     if isinstance(sink, (str, os.PathLike)):
-        path = os.fspath(sink)
+        path = os.fsdecode(sink)
         regular = not os.path.exists(path) or os.path.isfile(path)
         return _PathSink(path) if regular else _DeviceSink(path)
     write = getattr(sink, "write", None)
+    if isinstance(sink, io.TextIOBase):
+        raise UsageError("sink: the file takes text; open it in binary mode ('wb')")
+    if inspect.iscoroutinefunction(write or sink):
+        raise UsageError("sink: a coroutine function cannot be called with each piece; put the pieces into a queue")
     if callable(write):
         return _CallSink(partial(_write_all, write))
     if callable(sink):
@@ -721,9 +744,12 @@ def open_sink(sink: Sink) -> OpenSink:
 
 
 def _write_all(write: Callable[[memoryview], Any], view: memoryview) -> None:
-    # A raw (unbuffered) file may take less than it is given.
+    # A raw (unbuffered) file may take less than it is given, and says None when it would block.
+    raw = isinstance(getattr(write, "__self__", None), io.RawIOBase)
     while view:
         taken = write(view)
+        if taken is None and raw:
+            raise BlockingIOError(errno.EAGAIN, "the sink is non-blocking and full; use a blocking file")
         if taken is None or taken >= view.nbytes:
             return
         view = view[taken:]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 import engine
@@ -225,12 +228,12 @@ def test_a_get_in_which_nothing_comes_any_more_is_a_stall(run: Run) -> None:
         async with engine.Client() as client:
             await client.get(f"{url}/key", bytearray().extend, stall_timeout_s=0.2, retry=ONCE)
 
-    with raw_server(stall) as url, pytest.raises(engine.StallTimedOut, match="sent no byte for 0.2 s") as caught:
+    with raw_server(stall) as url, pytest.raises(engine.StallTimedOut, match=r"sent no byte for 0.2 s") as caught:
         run(main(url))
     assert caught.value.stage == "answer"
 
 
-# --- what is asked before anything is sent -------------------------------------------------------------------------------------
+# --- what is asked before anything is sent --------------------------------------------------------------------------------
 
 
 def test_without_credentials_nobody_is_connected_to(run: Run) -> None:
@@ -264,3 +267,200 @@ def test_a_conditional_write_by_header_is_one(client_of: Make, run: Run) -> None
 
     with pytest.raises(engine.PreconditionFailed):
         run(main())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda client: client.request("CONNECT", "http://127.0.0.1:9/"), "makes a tunnel"),
+        (lambda client: client.request("GE T", "http://127.0.0.1:9/"), "letters only"),
+        (lambda client: client.request("GET\r\nX: y", "http://127.0.0.1:9/"), "letters only"),
+        (lambda client: client.request(None, "http://127.0.0.1:9/"), "letters only"),
+        (lambda client: client.put([b"abc"], "http://127.0.0.1:9/k", size=0), "size=0, but the iterator gives more"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k", headers={"X-A": "1", "x-a": "2"}), "given twice"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k", headers={"Expect": "nothing"}), "Expect"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k", headers={"X": "a\r\nY: b"}), "control character"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k", headers={"X\n": "a"}), "header name"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k", metadata={"a": "b\0"}), "metadata"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k\r\nX"), "control characters"),
+        (lambda client: client.put(b"abc", "s3://bu cket/key"), "bucket"),
+        (lambda client: client.put(b"abc", "ftp://127.0.0.1/key"), "ftp"),
+        (lambda client: client.put(b"abc", b"s3://bucket/key"), "bytes is no"),
+        (lambda client: client.put(b"abc", "s3://bucket/key", checksum="md5"), "md5"),
+        (lambda client: client.put(b"abc", "s3://bucket/key", sign="v2"), "sign="),
+        (lambda client: client.put(b"abc", "s3://bucket/key", expect="maybe"), "expect="),
+        (lambda client: client.put(b"abc", "s3://bucket/key", headers={"Authorization": "x"}), "made by the signature"),
+        (lambda client: client.put(b"abc", "s3://bucket/key", on_event=asyncio.sleep), "never be awaited"),
+        (
+            lambda client: client.put(b"abc", "s3://b-1/key", content_type="a/b", headers={"Content-Type": "c"}),
+            "leave one",
+        ),
+        (lambda client: client.get("s3://bucket/key", io.StringIO()), "binary mode"),
+        (lambda client: client.get("s3://bucket/key", asyncio.sleep), "coroutine function"),
+        (lambda client: client.get("s3://bucket/key", 7), "sink: int"),
+    ],
+)
+def test_bad_arguments_are_errors_of_usage_before_anybody_is_connected_to(run: Run, call: Any, words: str) -> None:
+    async def main() -> None:
+        async with engine.Client(credentials=engine.Credentials("access", "secret"), region="eu-west-1") as client:
+            await call(client)
+
+    with pytest.raises(engine.UsageError, match=words):
+        run(main())
+
+
+def test_an_unknown_option_is_a_type_error_that_names_the_known_ones(run: Run) -> None:
+    async def main() -> None:
+        async with engine.Client() as client:
+            await client.put(b"abc", "http://127.0.0.1:9/k", contenttype="x")  # type: ignore[call-arg]
+
+    with pytest.raises(TypeError, match=r"contenttype; known: .*content_type"):
+        run(main())
+
+
+def test_start_put_needs_a_running_loop() -> None:
+    with pytest.raises(engine.UsageError, match="running event loop"):
+        engine.Client().start_put(b"abc", "http://127.0.0.1:9/k")
+
+
+def test_an_iterator_of_size_0_that_gives_nothing_is_an_empty_object(client_of: Make, run: Run) -> None:
+    async def main() -> engine.PutResult:
+        async with client_of() as client:
+            return await client.put([b"", b""], "s3://store/nothing", size=0)
+
+    result = run(main())
+    assert (result.status, result.size, result.send_path) == (200, 0, "none")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        numpy.zeros(0),
+        numpy.zeros((0, 3)),
+        numpy.arange(5, dtype=">i4"),
+        numpy.zeros(3, dtype=[("a", "<i4"), ("b", "S3")]),
+        numpy.float64(1.5),
+    ],
+    ids=["empty", "empty-2d", "big-endian", "structured", "scalar"],
+)
+def test_arrays_of_any_type_are_sent_as_the_bytes_they_are(
+    client_of: Make, run: Run, server: Server, source: Any
+) -> None:
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(source, "s3://store/array")
+
+    run(main())
+    assert server.object("store", "array").content() == source.tobytes()
+
+
+# --- sinks -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_file_that_is_fetched_has_the_mode_that_open_gives_and_keeps_one_it_had(
+    client_of: Make, run: Run, tmp_path: Path, mask: int
+) -> None:
+    new, old, link = tmp_path / "new", tmp_path / "old", tmp_path / "link"
+    old.touch()
+    old.chmod(0o640)
+    link.symlink_to(old)
+    long = tmp_path / ("ü" * 127)
+
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(b"abc", "s3://store/mode")
+            for path in (new, link, long):
+                assert await client.get("s3://store/mode", path) == 3
+
+    before = os.umask(mask)
+    try:
+        run(main())
+    finally:
+        os.umask(before)
+    assert new.stat().st_mode & 0o777 == 0o666 & ~mask
+    assert old.stat().st_mode & 0o777 == 0o640
+    assert link.is_symlink()
+    assert {path.read_bytes() for path in (new, old, long)} == {b"abc"}
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_umask_of_the_process_is_not_touched(client_of: Make, run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    """It is the process's: for a moment every file that another thread makes would be open to all."""
+    monkeypatch.setattr(os, "umask", None)
+
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(b"abc", "s3://store/umask")
+            await client.get("s3://store/umask", tmp_path / "got")
+
+    run(main())
+
+
+def test_a_get_that_fails_leaves_the_old_file_and_nothing_else(run: Run, tmp_path: Path) -> None:
+    def cut(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    async def main(url: str) -> None:
+        async with engine.Client() as client:
+            await client.get(f"{url}/key", path, retry=engine.Retry(max_attempts=2, base_s=0))
+
+    with raw_server(cut, cut) as url, pytest.raises(engine.ConnectionLost):
+        run(main(url))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_get_is_tried_again_from_its_start_where_the_sink_can_go_back(run: Run, tmp_path: Path) -> None:
+    def cut(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+
+    def whole(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789")
+
+    async def main(url: str, sink: Any) -> int:
+        async with engine.Client() as client:
+            return await client.get(f"{url}/key", sink, retry=engine.Retry(max_attempts=2, base_s=0))
+
+    with raw_server(cut, whole) as url:
+        assert run(main(url, tmp_path / "file")) == 10
+    assert (tmp_path / "file").read_bytes() == b"0123456789"
+    pieces: list[bytes] = []
+    with raw_server(cut) as url, pytest.raises(engine.ConnectionLost):
+        run(main(url, lambda view: pieces.append(bytes(view))))
+    assert pieces == [b"abc"]
+
+
+def test_a_sink_that_takes_part_of_a_piece_gets_the_rest(client_of: Make, run: Run) -> None:
+    class Slow(io.RawIOBase):
+        def __init__(self) -> None:
+            self.data = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, view: Any) -> int:
+            self.data += view[:3]
+            return len(view[:3])
+
+    class Full(Slow):
+        def write(self, view: Any) -> None:  # type: ignore[override]
+            return None
+
+    sink = Slow()
+
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(b"0123456789", "s3://store/part")
+            assert await client.get("s3://store/part", sink) == 10
+            with pytest.raises(BlockingIOError):
+                await client.get("s3://store/part", Full())
+
+    run(main())
+    assert sink.data == b"0123456789"
