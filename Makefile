@@ -33,7 +33,7 @@ demo: $(VENV)/.built
 	@$(VENV)/bin/putengine demo $(FILE)
 
 test: $(VENV)/.test
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n 2 $(ARGS)
 
 check: $(VENV)/.dev
 	@$(RUN) -m ruff format --check --quiet . || { echo "remedy: $(RUN) -m ruff format ."; exit 1; }

@@ -17,7 +17,8 @@
 
 enum {
     BATCH_PLAIN = 64 * 1024,      /* read at once, whole records' worth: stays in the second-level cache until encrypted */
-    BATCH_ROOM = (256 + 16) * 1024, /* 256 KiB of body with TLS 1.2's largest expansion, and some alerts */
+    BATCH_BODY = 240 * 1024,      /* 15 records: with their framing below TCP_NOTSENT_LOWAT, so that one send takes all */
+    BATCH_ROOM = (256 + 16) * 1024, /* that with TLS 1.2's largest expansion, and some alerts */
     BATCH_MAX = 4 * BATCH_ROOM,     /* a peer that makes us talk (KeyUpdates) while it reads nothing is cut off here */
 };
 

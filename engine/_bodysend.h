@@ -275,10 +275,10 @@ static inline bool bs_failed(bs_job *job, int error) {
     return bs_end(job, job->source_failed ? BS_SOURCE_ERROR : BS_SOCKET_ERROR, error);
 }
 
-/* Encrypts the next BS_STEP bytes; false when that ended the job. */
+/* Encrypts the next BATCH_BODY bytes; false when that ended the job. */
 static inline bool bs_seal(bs_job *job) {
     batch *records = job->records;
-    size_t want = job->left < BS_STEP ? (size_t)job->left : BS_STEP, done = 0;
+    size_t want = job->left < BATCH_BODY ? (size_t)job->left : BATCH_BODY, done = 0;
     if (job->source_fd >= 0 && !records->plain && !(records->plain = malloc(BATCH_PLAIN)))
         return !bs_end(job, BS_SOURCE_ERROR, ENOMEM);
     batch_begin(records);

@@ -1,6 +1,6 @@
 /* The OpenSSL that the interpreter's ssl module uses, reached at run time, and a session's way into a batch of records.
  *
- * Nothing is linked against and no header of OpenSSL's is needed: what is used here has had the same C interface from 1.1.0 to
+ * Nothing is linked against and no header of OpenSSL's is needed: what is used here has had the same C interface from 1.1.1 to
  * today. A session is made, verified, shaken and read by the ssl module; only its *writing* is done here, by SSL_write into a BIO
  * that fills a batch (`_batch.h`), so that a worker thread can do it without the interpreter.
  */
@@ -16,6 +16,7 @@
 #include "_batch.h"
 
 typedef struct SSL SSL;
+typedef struct SSL_SESSION SSL_SESSION;
 typedef struct BIO BIO;
 typedef struct BIO_METHOD BIO_METHOD;
 
@@ -25,6 +26,10 @@ static struct {
     int (*SSL_write)(SSL *, const void *, int);
     void *(*SSL_get_SSL_CTX)(const SSL *);
     void (*SSL_set0_wbio)(SSL *, BIO *);
+    SSL_SESSION *(*SSL_get1_session)(SSL *);
+    int (*SSL_set_session)(SSL *, SSL_SESSION *);
+    int (*SSL_SESSION_is_resumable)(const SSL_SESSION *);
+    void (*SSL_SESSION_free)(SSL_SESSION *);
     BIO *(*BIO_new)(const BIO_METHOD *);
     void (*BIO_set_data)(BIO *, void *);
     void *(*BIO_get_data)(BIO *);
@@ -71,6 +76,10 @@ static bool tls_reach(const char *path, const void *inside, const char *version)
     TLS_FIND(SSL_write);
     TLS_FIND(SSL_get_SSL_CTX);
     TLS_FIND(SSL_set0_wbio);
+    TLS_FIND(SSL_get1_session);
+    TLS_FIND(SSL_set_session);
+    TLS_FIND(SSL_SESSION_is_resumable);
+    TLS_FIND(SSL_SESSION_free);
     TLS_FIND(BIO_new);
     TLS_FIND(BIO_set_data);
     TLS_FIND(BIO_get_data);
@@ -106,6 +115,14 @@ static BIO *tls_redirect(SSL *session, batch *records) {
     openssl.BIO_up_ref(bio);             /* one is the session's, one the caller's */
     openssl.SSL_set0_wbio(session, bio); /* drops the one it had */
     return bio;
+}
+
+/* A session to take up again, NULL when there is none; the caller's to free. */
+static SSL_SESSION *tls_ticket(SSL *session) {
+    SSL_SESSION *ticket = openssl.SSL_get1_session(session);
+    if (ticket && openssl.SSL_SESSION_is_resumable(ticket)) return ticket;
+    if (ticket) openssl.SSL_SESSION_free(ticket);
+    return NULL;
 }
 
 /* The session may live on; what it wants to write fails. */

@@ -21,9 +21,14 @@ cdef extern from "_tls.h" nogil:
         pass
     ctypedef struct BIO:
         pass
+    ctypedef struct SSL_SESSION:
+        pass
     ctypedef struct batch:
         char* data
         size_t taken, filled
+    SSL_SESSION* tls_ticket(SSL* session) noexcept
+    int tls_set_session "openssl.SSL_set_session"(SSL* session, SSL_SESSION* ticket) noexcept
+    void tls_free_ticket "openssl.SSL_SESSION_free"(SSL_SESSION* ticket) noexcept
     void* tls_context_of "openssl.SSL_get_SSL_CTX"(const SSL* session) noexcept
     bint batch_add(batch* records, const char* data, size_t size) noexcept
     void batch_begin(batch* records) noexcept
@@ -71,6 +76,34 @@ cdef SSL* _session_of(ssl_object) except NULL:
     if context_fields[0] is NULL or tls_context_of(<SSL*>fields[1]) is not context_fields[0]:
         raise TypeError("the ssl module's objects are laid out in a way that is not known")
     return <SSL*>fields[1]
+
+
+cdef class Ticket:
+    """What another connection can take up. The ssl module's own `session` copies it by encoding and parsing it, certificates
+    and all, twice for each connection: a quarter of a handshake."""
+
+    cdef SSL_SESSION* _ticket
+
+    def __init__(self):
+        raise TypeError("tickets are taken by ticket_of")
+
+    def resume(self, session):
+        """Have `session`, an ssl.SSLObject before its handshake and of the same context, take this up. Raises TypeError."""
+        return bool(tls_set_session(_session_of(session), self._ticket))
+
+    def __dealloc__(self):
+        if self._ticket is not NULL:
+            tls_free_ticket(self._ticket)
+
+
+def ticket_of(session):
+    """A Ticket of an ssl.SSLObject, None when it has none to give (TLS 1.3: yet). Raises TypeError."""
+    cdef SSL_SESSION* found = tls_ticket(_session_of(session))
+    if found is NULL:
+        return None
+    cdef Ticket ticket = Ticket.__new__(Ticket)
+    ticket._ticket = found
+    return ticket
 
 
 cdef void _let_go(object capsule) noexcept:

@@ -56,6 +56,9 @@ _default_contexts: OrderedDict[tuple[Any, ...], ssl.SSLContext] = OrderedDict()
 NATIVE = os.environ.get("ENGINE_TLS") != "ssl" and _tls.reachable()
 
 
+Resumable = ssl.SSLSession | _tls.Ticket
+
+
 class Session:
     """The client's side of one TLS connection, from memory to memory.
 
@@ -69,10 +72,14 @@ class Session:
     send_path: SendPath = "tls-ssl"
     records: object = None
 
-    def __init__(self, context: ssl.SSLContext, host: str, resume: ssl.SSLSession | None = None) -> None:
+    def __init__(self, context: ssl.SSLContext, host: str, resume: Resumable | None = None) -> None:
         """Raises ssl.SSLError and ValueError for a context that is not for clients."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host, session=resume)
+        self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        if isinstance(resume, _tls.Ticket):
+            resume.resume(self._ssl)
+        elif resume is not None:
+            self._ssl.session = resume
         self._native: _tls.Records | None = None
         self._kept = b""
         self.closed_by_peer = False
@@ -146,8 +153,10 @@ class Session:
         return self._ssl.selected_alpn_protocol()
 
     @property
-    def resumable(self) -> ssl.SSLSession | None:
+    def resumable(self) -> Resumable | None:
         """What another connection can take up; with TLS 1.3 only once a ticket came."""
+        if self._native is not None:
+            return _tls.ticket_of(self._ssl)
         session = self._ssl.session
         if session is None:
             return None
@@ -164,7 +173,7 @@ class Tls:
     def __init__(self, option: ssl.SSLContext | str | os.PathLike[str] | None) -> None:
         self._path = None if isinstance(option, ssl.SSLContext) else option
         self._context = option if isinstance(option, ssl.SSLContext) else None
-        self._sessions: OrderedDict[Origin, ssl.SSLSession] = OrderedDict()
+        self._sessions: OrderedDict[Origin, Resumable] = OrderedDict()
 
     async def connect(self, origin: Origin, sock: socket.socket) -> Session:
         """Shake hands on a connected non-blocking socket, which stays the caller's.

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -464,3 +465,117 @@ def test_a_sink_that_takes_part_of_a_piece_gets_the_rest(client_of: Make, run: R
 
     run(main())
     assert sink.data == b"0123456789"
+
+
+# --- trailers ----------------------------------------------------------------------------------------------------------------
+
+NAMED = ["crc64nvme", "crc32c", "crc32", "sha256"]
+
+
+@pytest.mark.parametrize("algorithm", NAMED)
+@pytest.mark.parametrize("bucket", ["store", "redirect-307.trailer"])
+def test_a_named_checksum_of_an_iterator_follows_its_body_in_a_trailer(
+    client_of: Make, run: Run, server: Server, algorithm: str, bucket: str
+) -> None:
+    """The server checks it: what is stored has it, and a redirect costs no byte."""
+    pieces = [bytes([number]) * 70_001 for number in range(5)]
+
+    async def main() -> engine.PutResult:
+        async with client_of() as client:
+            return await client.put(
+                iter(pieces), f"s3://{bucket}/{algorithm}", size=5 * 70_001, checksum=algorithm, headers={"Content-Encoding": "br"}
+            )
+
+    result = run(main())
+    stored = server.object(bucket, algorithm)
+    assert stored.content() == b"".join(pieces)
+    running = checksums.new(algorithm)
+    running.update(b"".join(pieces))
+    assert result.checksum == engine.Checksum(algorithm, running.digest_base64())
+    assert result.checksum_verified
+    assert (result.size, result.body_bytes_sent, result.send_path) == (5 * 70_001, 5 * 70_001, "vectored")
+    assert result.hops[-1].body_bytes_read == 5 * 70_001
+    record = server.records()[-1]
+    assert record.get("x-amz-trailer") == f"x-amz-checksum-{algorithm}"
+    assert record.get("x-amz-decoded-content-length") == str(5 * 70_001)
+    assert record.get("content-encoding") == "br,aws-chunked"
+    assert record.get("x-amz-content-sha256") == "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
+
+
+def test_a_pipe_has_its_trailer_too_and_items_cross_the_frames(
+    client_of: Make, run: Run, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checksums, "AWS_CHUNK_COMPATIBLE_BYTES", 8192)
+    data = os.urandom(100_000)
+    reading, writing = os.pipe()
+    feeding = threading.Thread(target=lambda: (os.write(writing, data), os.close(writing)))
+    feeding.start()
+
+    async def main() -> engine.PutResult:
+        async with client_of() as client:
+            with os.fdopen(reading, "rb", 0) as pipe:
+                return await client.put(pipe, "s3://store/pipe", size=len(data), checksum="crc32c")
+
+    result = run(main())
+    feeding.join()
+    assert server.object("store", "pipe").content() == data
+    assert (result.checksum_verified, result.body_bytes_sent) == (True, len(data))
+
+
+def test_an_empty_iterator_has_its_checksum_too(client_of: Make, run: Run) -> None:
+    async def main() -> engine.PutResult:
+        async with client_of() as client:
+            return await client.put([], "s3://store/empty", size=0, checksum="crc32")
+
+    result = run(main())
+    assert (result.checksum, result.checksum_verified) == (engine.Checksum("crc32", "AAAAAA=="), True)
+
+
+@pytest.mark.parametrize(("items", "words"), [([b"abc"], "ended after 3"), ([b"abc", b"defg"], "gives more")])
+def test_a_wrong_size_under_a_trailer_stores_nothing(
+    client_of: Make, run: Run, server: Server, items: list[bytes], words: str
+) -> None:
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(items, "s3://store/wrong", size=6, checksum="crc32")
+
+    with pytest.raises(engine.UsageError, match=words):
+        run(main())
+    with pytest.raises(KeyError):
+        server.object("store", "wrong")
+
+
+@pytest.mark.parametrize(
+    ("destination", "options", "words"),
+    [
+        ("s3://store/key", {}, "give size="),
+        ("http://127.0.0.1:9/key", {"size": 3}, "signed S3 request"),
+    ],
+)
+def test_where_no_trailer_can_be_sent_a_named_checksum_of_an_iterator_is_an_error_of_usage(
+    client_of: Make, run: Run, destination: str, options: dict[str, Any], words: str
+) -> None:
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put([b"abc"], destination, checksum="crc32", **options)
+
+    with pytest.raises(engine.UsageError, match=words):
+        run(main())
+
+
+def test_a_trailer_is_not_sent_without_credentials_that_sign_it(run: Run) -> None:
+    async def main() -> None:
+        async with engine.Client(endpoint_url="http://127.0.0.1:9", credentials=engine.ANONYMOUS) as client:
+            await client.put([b"abc"], "s3://bucket/key", size=3, checksum="crc32")
+
+    with pytest.raises(engine.UsageError, match="signed S3 request"):
+        run(main())
+
+
+def test_a_payload_that_is_to_be_signed_must_be_readable_twice(client_of: Make, run: Run) -> None:
+    async def main() -> None:
+        async with client_of(config=engine.Config(payload_signing="sha256")) as client:
+            await client.put([b"abc"], "s3://store/key", size=3)
+
+    with pytest.raises(engine.UsageError, match="read twice"):
+        run(main())

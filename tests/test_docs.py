@@ -12,13 +12,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import uvloop
 
 import engine
 from engine import cli, errors, events, sandbox
+from engine.results import SendPath
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -188,6 +189,17 @@ def test_the_attributes_of_errors_are_those_of_the_table() -> None:
         parameters = set(inspect.signature(kind).parameters)
         for attribute in re.findall(r"`(\w+)`", attributes):
             assert attribute in parameters, f"docs/errors.md: {kind.__name__} has no {attribute}"
+
+
+def test_every_way_that_bodies_leave_is_documented() -> None:
+    later = {"ktls"}
+    missing = [path for path in get_args(SendPath) if f"`{path}`" not in page("docs/sending.md") and path not in later]
+    assert not missing, f"docs/sending.md: {missing}"
+
+
+def test_every_benchmark_is_in_the_table_of_benchmarks() -> None:
+    table = set(re.findall(r"^\| `(\w+\.py)` \|", page("bench/README.md"), re.MULTILINE))
+    assert table == {path.name for path in (ROOT / "bench").glob("*.py")}
 
 
 def refusals() -> set[str]:

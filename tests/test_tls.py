@@ -465,7 +465,11 @@ def test_our_own_context_offers_http_1_1(authority: Authority) -> None:
     assert seen == ["http/1.1"]
 
 
-def test_a_second_connection_takes_up_the_session_of_the_first(authority: Authority, version: str) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_a_second_connection_takes_up_the_session_of_the_first(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, version: str, native: bool
+) -> None:
+    monkeypatch.setattr(tls, "NATIVE", native and _tls.reachable())
     resumed: list[bool | None] = []
 
     def answer(connection: ssl.SSLSocket) -> None:
