@@ -14,7 +14,7 @@ import pickle
 import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from engine import limits
 from engine._bodysend import find_mapped_file
@@ -45,6 +45,11 @@ class Body:
     bytes_read = 0
     tap: Callable[[memoryview], object] | None = None  # sees each item of an iterator on its way
 
+    @property
+    def content_length(self) -> int | None:
+        """Bytes that leave, framing included; None when that is not known."""
+        return self.size
+
     async def send(self, wire: Wire, start: int = 0) -> None:
         """Send from byte `start` to the end, or until the exchange wants no more.
 
@@ -72,7 +77,8 @@ class Body:
 async def until_done(future: asyncio.Future[Any]) -> None:
     """Wait until `future` is done, however often this task is cancelled meanwhile; the cancellation goes on afterwards.
 
-    For clean-ups: what the future uses (a descriptor, a buffer) is closed next.
+    For clean-ups: what the future uses (a descriptor, a buffer) is closed next. Its exception counts as looked at: whatever
+    made the clean-up necessary is what the caller hears of.
     """
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -80,6 +86,8 @@ async def until_done(future: asyncio.Future[Any]) -> None:
             await asyncio.wait([future])
         except asyncio.CancelledError as error:  # noqa: PERF203
             cancelled = error
+    if not future.cancelled():
+        future.exception()
     if cancelled is not None:
         raise cancelled
 
@@ -189,6 +197,57 @@ class MemoryBody(Body):
         self.view.release()
 
 
+class Framing(Protocol):
+    """What stands around the bytes of a body so that its checksum can follow it; see `checksums.AwsChunked`."""
+
+    @property
+    def content_length(self) -> int: ...
+    def frames(self) -> Iterator[tuple[bytes, int]]: ...
+    def suffix(self, value: str) -> bytes: ...
+
+
+class Trailer(NamedTuple):
+    framing: Framing
+    value: Callable[[], str]  # called when the last byte was read
+
+
+class _FramedWire:
+    """A wire that puts the text of a frame ahead of every so many bytes; items cross frames as they like."""
+
+    def __init__(self, wire: Wire, frames: Iterator[tuple[bytes, int]]) -> None:
+        self._wire = wire
+        self._frames = frames
+        self._left = 0  # bytes that the present frame still takes
+
+    @property
+    def wants_body(self) -> bool:
+        return self._wire.wants_body
+
+    @property
+    def body_sent(self) -> int:
+        return self._wire.body_sent
+
+    async def send_file(self, fd: int, offset: int, count: int) -> int:
+        raise NotImplementedError
+
+    async def send_pipe(self, fd: int, count: int) -> int:
+        raise NotImplementedError
+
+    async def send_memory(self, view: memoryview, *, payload: bool = True, more: bool = False) -> int:
+        sent = 0
+        while sent < view.nbytes and self._wire.wants_body:
+            if not self._left:
+                text, self._left = next(self._frames)
+                await self._wire.send_memory(memoryview(text), payload=False, more=True)
+            taken = await self._wire.send_memory(view[sent : sent + self._left])
+            sent += taken
+            self._left -= taken
+        return sent
+
+    async def listen_until(self, future: asyncio.Future[Any]) -> bool:
+        return await self._wire.listen_until(future)
+
+
 class IteratorBody(Body):
     """An iterable or async iterable of buffers, one item in flight. With a size the items must add up to it.
 
@@ -198,6 +257,7 @@ class IteratorBody(Body):
 
     def __init__(self, items: AsyncIterator[Any], size: int | None) -> None:
         self.size = size
+        self.trailer: Trailer | None = None  # set before `send`; needs a size
         self._items = items
         self._step: asyncio.Future[Any] | None = None
         self._held: memoryview | None = None
@@ -205,21 +265,31 @@ class IteratorBody(Body):
     async def send(self, wire: Wire, start: int = 0) -> None:
         if self.size is None:
             await self._send_chunked(wire)
-            return
+        elif self.trailer is None:
+            await self._send_sized(wire, self.size)
+        else:
+            await self._send_sized(_FramedWire(wire, self.trailer.framing.frames()), self.size)
+            if wire.wants_body:
+                await wire.send_memory(memoryview(self.trailer.framing.suffix(self.trailer.value())), payload=False)
+
+    @property
+    def content_length(self) -> int | None:
+        return self.size if self.trailer is None else self.trailer.framing.content_length
+
+    async def _send_sized(self, wire: Wire, size: int) -> None:
         item = await self._next_item(wire)
         while item is not None and wire.wants_body:
             # The last bytes wait until the iterator is known to have ended: an object of a wrong size is never stored.
-            last = self.bytes_read >= self.size
-            if self.bytes_read > self.size or (last and await self._next_item(wire) is not None):
-                raise UsageError(f"size={self.size}, but the iterator gives more; nothing was stored", stage="body")
+            last = self.bytes_read >= size
+            if self.bytes_read > size or (last and await self._next_item(wire) is not None):
+                raise UsageError(f"size={size}, but the iterator gives more; nothing was stored", stage="body")
             await wire.send_memory(item)
             if self._gave_back(item, wire):
                 return
             item = None if last else await self._next_item(wire)
-        if wire.wants_body and self.bytes_read < self.size:
+        if wire.wants_body and self.bytes_read < size:
             raise UsageError(
-                f"size={self.size}, but the iterator ended after {self.bytes_read} bytes; nothing was stored",
-                stage="body",
+                f"size={size}, but the iterator ended after {self.bytes_read} bytes; nothing was stored", stage="body"
             )
 
     async def _send_chunked(self, wire: Wire) -> None:
@@ -281,8 +351,6 @@ class IteratorBody(Body):
             return
         step.cancel()
         await until_done(step)
-        if not step.cancelled():
-            step.exception()  # looked at, so that the loop does not complain about an error nobody can use
 
 
 class PipeBody(IteratorBody):
@@ -293,7 +361,7 @@ class PipeBody(IteratorBody):
         self._fd = os.dup(fd)  # a duplicate: epoll takes each descriptor once, and the caller may use its own
 
     async def send(self, wire: Wire, start: int = 0) -> None:
-        if self.size is None:
+        if self.size is None or self.trailer is not None:
             await super().send(wire, start)
             return
         try:

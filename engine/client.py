@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union
 
 from engine import checksums, events, limits, s3, signing
 from engine._fastparse import Response as Answer
-from engine.body import Body, FileBody, MemoryBody, PipeBody, Source, open_body, until_done
+from engine.body import Body, FileBody, IteratorBody, MemoryBody, PipeBody, Source, Trailer, open_body, until_done
 from engine.config import Config
 from engine.credentials import CredentialsOption, Provider, resolve
 from engine.errors import ChecksumMismatch, UsageError
@@ -284,6 +284,7 @@ class Client:
         fields = _request_fields(options, signed=place.signed)
         body = open_body(source, offset=options.get("offset"), size=options.get("size"))
         digest: _Digest | None = None
+        checksum: Checksum | None = None
         verified, began = False, monotonic()
         try:
             algorithm = options.get("checksum", "auto")
@@ -293,8 +294,8 @@ class Client:
             await body.prepare()
             if algorithm == "auto" and await self._can_compute_auto():
                 digest = _Digest(body)
-            checksum, payload_hash, extra = await _hash_first(body, algorithm, place, config, began)
-            job = self._job("PUT", place, options, fields=fields + extra, body=body, payload_hash=payload_hash)
+            hashes = await _hash_first(body, algorithm, place, config, began, fields)
+            job = self._job("PUT", place, options, fields=hashes.fields, body=body, payload_hash=hashes.payload_hash)
             job.began = began
             job.conditional = any(name in ("if-match", "if-none-match") for name, _value in fields)
             if digest is not None:
@@ -303,8 +304,7 @@ class Client:
             async def verify(response: Answer) -> None:
                 nonlocal checksum, verified
                 body.check_unchanged()
-                if digest is not None:
-                    checksum = await digest.result()
+                checksum = hashes.seen() if digest is None else await digest.result()
                 verified = _verify(checksum, response, job.what)
 
             job.verify = verify
@@ -363,9 +363,8 @@ class Client:
         if body is None and method in _WITH_CONTENT:
             framing = (("content-length", "0"),)  # RFC 9110 section 8.6; some servers say 411 without
         elif body is not None:
-            framing = (
-                ("content-length", str(body.size)) if body.size is not None else ("transfer-encoding", "chunked"),
-            )
+            length = body.content_length
+            framing = (("content-length", str(length)) if length is not None else ("transfer-encoding", "chunked"),)
         return Job(
             intent=Intent(
                 method=method,
@@ -451,21 +450,36 @@ async def _close(body: Body) -> None:
 # --- hashes ----------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
+class _Hashes:
+    """What a head says of its body. `trailing` is the checksum that follows it, in the making while it leaves."""
+
+    payload_hash: str = signing.UNSIGNED_PAYLOAD
+    fields: list[Field] = dataclasses.field(default_factory=list)
+    checksum: Checksum | None = None
+    trailing: checksums.Running | None = None
+
+    def seen(self) -> Checksum | None:
+        """Of what has left."""
+        running = self.trailing
+        return self.checksum if running is None else Checksum(running.algorithm, running.digest_base64())
+
+
 async def _hash_first(
-    body: Body, algorithm: str | None, place: _Place, config: Config, began: float
-) -> tuple[Checksum | None, str, list[Field]]:
-    """What has to be known before the head: a named checksum, and the payload's SHA-256 when it is signed."""
-    payload_hash, fields, checksum = signing.UNSIGNED_PAYLOAD, list[Field](), None
+    body: Body, algorithm: str | None, place: _Place, config: Config, began: float, fields: list[Field]
+) -> _Hashes:
+    """What has to be known before the head: a named checksum or how it will follow, and the payload's SHA-256 when it is
+    signed. `fields`: those of the request, to which the hashes are added."""
     named = algorithm if algorithm not in (None, "auto") else None
-    signs_payload = config.payload_signing == "sha256" and place.provider is not None
-    if not named and not signs_payload:
-        return None, payload_hash, fields
-    if not body.replayable:
-        wanted = f"checksum={named!r}" if named else "payload_signing='sha256'"
+    signs_payload = config.payload_signing == "sha256" and place.signed
+    if named and isinstance(body, IteratorBody) and not signs_payload:
+        return await _hash_behind(body, named, place, fields)
+    if signs_payload and not body.replayable:
         raise UsageError(
-            f"{wanted} is sent ahead of the body, which needs a source that can be read twice (a path, a buffer, a seekable "
-            "file); for this one use checksum='auto'"
+            "payload_signing='sha256' is sent ahead of the body, which needs a source that can be read twice (a path, a "
+            "buffer, a seekable file); for this one use 'unsigned'"
         )
+    hashes = _Hashes(fields=fields)
 
     async def hashed(with_what: str) -> str:
         total_s = config.total_timeout_s
@@ -476,12 +490,32 @@ async def _hash_first(
         )
 
     if named:
-        checksum = Checksum(named, await hashed(named))
-        fields.append((checksums.header_name(named), checksum.value))
+        hashes.checksum = Checksum(named, await hashed(named))
+        hashes.fields = [*fields, (checksums.header_name(named), hashes.checksum.value)]
     if signs_payload:
-        value = checksum.value if checksum is not None and named == "sha256" else await hashed("sha256")
-        payload_hash = checksums.from_text("sha256", value).hex()
-    return checksum, payload_hash, fields
+        value = hashes.checksum.value if hashes.checksum is not None and named == "sha256" else await hashed("sha256")
+        hashes.payload_hash = checksums.from_text("sha256", value).hex()
+    return hashes
+
+
+async def _hash_behind(body: IteratorBody, algorithm: str, place: _Place, fields: list[Field]) -> _Hashes:
+    """A checksum of what can be read only once follows it, in a trailer."""
+    if not place.signed or body.size is None:
+        wanted = f"checksum={algorithm!r} of a source that cannot be read twice follows it in a trailer, which "
+        if body.size is None:
+            raise UsageError(f"{wanted}needs to know its length: give size=")
+        raise UsageError(f"{wanted}only a signed S3 request can have; use checksum='auto'")
+    await asyncio.to_thread(checksums.is_available, algorithm)  # imports the library, which takes 40 ms
+    running = checksums.new(algorithm)
+    if body.size == 0:
+        checksum = Checksum(algorithm, running.digest_base64())
+        return _Hashes(fields=[*fields, (checksums.header_name(algorithm), checksum.value)], checksum=checksum)
+    framing = checksums.aws_chunked(algorithm, body.size, chunk_size=checksums.AWS_CHUNK_COMPATIBLE_BYTES)
+    body.tap = running.update
+    body.trailer = Trailer(framing, running.digest_base64)
+    encoding = next((value for name, value in fields if name == "content-encoding"), "")
+    own = [field for field in fields if field[0] != "content-encoding"]
+    return _Hashes(framing.payload_hash, own + framing.fields(encoding), trailing=running)
 
 
 async def _hash_body(body: Body, algorithm: str) -> str:
@@ -493,7 +527,6 @@ async def _hash_body(body: Body, algorithm: str) -> str:
     finally:
         stopped.set()
         await until_done(hashing)
-        hashing.exception()  # looked at: whatever ended the call is what the caller hears of
 
 
 def _hash_now(body: Body, algorithm: str, stopped: Callable[[], bool]) -> str:
@@ -547,7 +580,6 @@ class _Digest:
         self._stopped.set()
         if self._hashing is not None:
             await until_done(self._hashing)
-            self._hashing.exception()  # looked at: whatever ended the put is what the caller hears of
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
