@@ -10,10 +10,11 @@ import asyncio
 import errno
 import io
 import os
+import pickle
 import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from engine import limits
 from engine._bodysend import find_mapped_file
@@ -44,6 +45,11 @@ class Body:
     bytes_read = 0
     tap: Callable[[memoryview], object] | None = None  # sees each item of an iterator on its way
 
+    @property
+    def content_length(self) -> int | None:
+        """Bytes that leave, framing included; None when that is not known."""
+        return self.size
+
     async def send(self, wire: Wire, start: int = 0) -> None:
         """Send from byte `start` to the end, or until the exchange wants no more.
 
@@ -58,6 +64,9 @@ class Body:
     def check_unchanged(self) -> None:
         """Raises SourceChanged when the source is not what it was when it was opened."""
 
+    async def prepare(self) -> None:
+        """Look at what can be known before anything is sent. Raises UsageError."""
+
     async def settle(self) -> None:
         """Stop what still reads the source, and wait for it, however often the caller is cancelled. Before `close`."""
 
@@ -68,7 +77,8 @@ class Body:
 async def until_done(future: asyncio.Future[Any]) -> None:
     """Wait until `future` is done, however often this task is cancelled meanwhile; the cancellation goes on afterwards.
 
-    For clean-ups: what the future uses (a descriptor, a buffer) is closed next.
+    For clean-ups: what the future uses (a descriptor, a buffer) is closed next. Its exception counts as looked at: whatever
+    made the clean-up necessary is what the caller hears of.
     """
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -76,6 +86,8 @@ async def until_done(future: asyncio.Future[Any]) -> None:
             await asyncio.wait([future])
         except asyncio.CancelledError as error:  # noqa: PERF203
             cancelled = error
+    if not future.cancelled():
+        future.exception()
     if cancelled is not None:
         raise cancelled
 
@@ -185,6 +197,57 @@ class MemoryBody(Body):
         self.view.release()
 
 
+class Framing(Protocol):
+    """What stands around the bytes of a body so that its checksum can follow it; see `checksums.AwsChunked`."""
+
+    @property
+    def content_length(self) -> int: ...
+    def frames(self) -> Iterator[tuple[bytes, int]]: ...
+    def suffix(self, value: str) -> bytes: ...
+
+
+class Trailer(NamedTuple):
+    framing: Framing
+    value: Callable[[], str]  # called when the last byte was read
+
+
+class _FramedWire:
+    """A wire that puts the text of a frame ahead of every so many bytes; items cross frames as they like."""
+
+    def __init__(self, wire: Wire, frames: Iterator[tuple[bytes, int]]) -> None:
+        self._wire = wire
+        self._frames = frames
+        self._left = 0  # bytes that the present frame still takes
+
+    @property
+    def wants_body(self) -> bool:
+        return self._wire.wants_body
+
+    @property
+    def body_sent(self) -> int:
+        return self._wire.body_sent
+
+    async def send_file(self, fd: int, offset: int, count: int) -> int:
+        raise NotImplementedError
+
+    async def send_pipe(self, fd: int, count: int) -> int:
+        raise NotImplementedError
+
+    async def send_memory(self, view: memoryview, *, payload: bool = True, more: bool = False) -> int:
+        sent = 0
+        while sent < view.nbytes and self._wire.wants_body:
+            if not self._left:
+                text, self._left = next(self._frames)
+                await self._wire.send_memory(memoryview(text), payload=False, more=True)
+            taken = await self._wire.send_memory(view[sent : sent + self._left])
+            sent += taken
+            self._left -= taken
+        return sent
+
+    async def listen_until(self, future: asyncio.Future[Any]) -> bool:
+        return await self._wire.listen_until(future)
+
+
 class IteratorBody(Body):
     """An iterable or async iterable of buffers, one item in flight. With a size the items must add up to it.
 
@@ -194,6 +257,7 @@ class IteratorBody(Body):
 
     def __init__(self, items: AsyncIterator[Any], size: int | None) -> None:
         self.size = size
+        self.trailer: Trailer | None = None  # set before `send`; needs a size
         self._items = items
         self._step: asyncio.Future[Any] | None = None
         self._held: memoryview | None = None
@@ -201,21 +265,31 @@ class IteratorBody(Body):
     async def send(self, wire: Wire, start: int = 0) -> None:
         if self.size is None:
             await self._send_chunked(wire)
-            return
+        elif self.trailer is None:
+            await self._send_sized(wire, self.size)
+        else:
+            await self._send_sized(_FramedWire(wire, self.trailer.framing.frames()), self.size)
+            if wire.wants_body:
+                await wire.send_memory(memoryview(self.trailer.framing.suffix(self.trailer.value())), payload=False)
+
+    @property
+    def content_length(self) -> int | None:
+        return self.size if self.trailer is None else self.trailer.framing.content_length
+
+    async def _send_sized(self, wire: Wire, size: int) -> None:
         item = await self._next_item(wire)
         while item is not None and wire.wants_body:
             # The last bytes wait until the iterator is known to have ended: an object of a wrong size is never stored.
-            last = self.bytes_read >= self.size
-            if self.bytes_read > self.size or (last and await self._next_item(wire) is not None):
-                raise UsageError(f"size={self.size}, but the iterator gives more; nothing was stored", stage="body")
+            last = self.bytes_read >= size
+            if self.bytes_read > size or (last and await self._next_item(wire) is not None):
+                raise UsageError(f"size={size}, but the iterator gives more; nothing was stored", stage="body")
             await wire.send_memory(item)
             if self._gave_back(item, wire):
                 return
             item = None if last else await self._next_item(wire)
-        if wire.wants_body and self.bytes_read < self.size:
+        if wire.wants_body and self.bytes_read < size:
             raise UsageError(
-                f"size={self.size}, but the iterator ended after {self.bytes_read} bytes; nothing was stored",
-                stage="body",
+                f"size={size}, but the iterator ended after {self.bytes_read} bytes; nothing was stored", stage="body"
             )
 
     async def _send_chunked(self, wire: Wire) -> None:
@@ -259,14 +333,24 @@ class IteratorBody(Body):
         self.bytes_read = 0
         return True
 
+    async def prepare(self) -> None:
+        # A body of 0 bytes is never asked for anything, so that a wrong size would store an empty object.
+        while self.size == 0:
+            self._step = asyncio.ensure_future(_take_one(self._items))
+            await asyncio.wait([self._step])
+            step, self._step = self._step, None
+            item = step.result()
+            if item is None:
+                return
+            if as_view(item, "an item of the iterator").nbytes:
+                raise UsageError("size=0, but the iterator gives more; nothing was sent")
+
     async def settle(self) -> None:
         step, self._step = self._step, None
         if step is None:
             return
         step.cancel()
         await until_done(step)
-        if not step.cancelled():
-            step.exception()  # looked at, so that the loop does not complain about an error nobody can use
 
 
 class PipeBody(IteratorBody):
@@ -277,7 +361,7 @@ class PipeBody(IteratorBody):
         self._fd = os.dup(fd)  # a duplicate: epoll takes each descriptor once, and the caller may use its own
 
     async def send(self, wire: Wire, start: int = 0) -> None:
-        if self.size is None:
+        if self.size is None or self.trailer is not None:
             await super().send(wire, start)
             return
         try:
@@ -288,6 +372,9 @@ class PipeBody(IteratorBody):
             raise UsageError(
                 f"size={self.size}, but the pipe ended after {sent} bytes; nothing was stored", stage="body"
             )
+
+    async def prepare(self) -> None:
+        pass  # what is behind the size stays in the pipe for whoever reads it next
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
@@ -348,7 +435,10 @@ def as_view(source: Any, what: str) -> memoryview:
         raise UsageError(f"{what} is {type(source).__name__}, not bytes or another buffer{hint}") from None
     if not view.c_contiguous:
         raise UsageError(f"{what} is a buffer that is not contiguous; copy it first (numpy.ascontiguousarray)")
-    return view.cast("B") if view.ndim != 1 or view.format != "B" else view
+    if view.ndim == 1 and view.format == "B":
+        return view
+    # Not cast(), which knows neither structured items nor other byte orders, nor an empty array of floats.
+    return pickle.PickleBuffer(source).raw()
 
 
 def open_body(source: Source, *, offset: int | None = None, size: int | None = None) -> Body:

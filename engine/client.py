@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
+import inspect
+import io
 import os
+import secrets
 import stat
-import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import CancelledError
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union
 
 from engine import checksums, events, limits, s3, signing
 from engine._fastparse import Response as Answer
-from engine.body import Body, FileBody, MemoryBody, PipeBody, Source, open_body, until_done
+from engine.body import Body, FileBody, IteratorBody, MemoryBody, PipeBody, Source, Trailer, open_body, until_done
 from engine.config import Config
 from engine.credentials import CredentialsOption, Provider, resolve
 from engine.errors import ChecksumMismatch, UsageError
@@ -199,6 +202,10 @@ class Client:
 
     def start_put(self, source: Source, destination: str, **options: Unpack[PutOptions]) -> Transfer:
         """As `put`, but returns at once a `Transfer`: awaitable, with `.progress` and `.cancel()`. Needs a running loop."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise UsageError("start_put needs a running event loop; engine.put needs none") from None
         state = _PutState()
         return Transfer(asyncio.ensure_future(self._put(source, destination, options, state)), state)
 
@@ -233,12 +240,15 @@ class Client:
         `body` as `put`'s source. The answer's body is held in memory, at most 64 MiB.
         """
         _check_options(options, CallOptions)
+        method = check_method(method)
         collected = _Collector()
         source = open_body(body) if body is not None else None
         try:
+            if source is not None:
+                await source.prepare()
             place = self._place(url, options)
             fields = _request_fields(options, signed=place.signed)
-            job = self._job(method.upper(), place, options, fields=fields, body=source)
+            job = self._job(method, place, options, fields=fields, body=source)
             outcome = await Run(
                 self._shared,
                 dataclasses.replace(job, sink=collected.write, rewind_sink=collected.rewind, any_status=True),
@@ -274,16 +284,18 @@ class Client:
         fields = _request_fields(options, signed=place.signed)
         body = open_body(source, offset=options.get("offset"), size=options.get("size"))
         digest: _Digest | None = None
+        checksum: Checksum | None = None
         verified, began = False, monotonic()
         try:
             algorithm = options.get("checksum", "auto")
             if algorithm is not None and algorithm != "auto":
                 checksums.header_name(algorithm)  # an unknown name is an error now, not after gigabytes
             config = self._config_of(options)
+            await body.prepare()
             if algorithm == "auto" and await self._can_compute_auto():
                 digest = _Digest(body)
-            checksum, payload_hash, extra = await _hash_first(body, algorithm, place, config, began)
-            job = self._job("PUT", place, options, fields=fields + extra, body=body, payload_hash=payload_hash)
+            hashes = await _hash_first(body, algorithm, place, config, began, fields)
+            job = self._job("PUT", place, options, fields=hashes.fields, body=body, payload_hash=hashes.payload_hash)
             job.began = began
             job.conditional = any(name in ("if-match", "if-none-match") for name, _value in fields)
             if digest is not None:
@@ -292,8 +304,7 @@ class Client:
             async def verify(response: Answer) -> None:
                 nonlocal checksum, verified
                 body.check_unchanged()
-                if digest is not None:
-                    checksum = await digest.result()
+                checksum = hashes.seen() if digest is None else await digest.result()
                 verified = _verify(checksum, response, job.what)
 
             job.verify = verify
@@ -352,9 +363,8 @@ class Client:
         if body is None and method in _WITH_CONTENT:
             framing = (("content-length", "0"),)  # RFC 9110 section 8.6; some servers say 411 without
         elif body is not None:
-            framing = (
-                ("content-length", str(body.size)) if body.size is not None else ("transfer-encoding", "chunked"),
-            )
+            length = body.content_length
+            framing = (("content-length", str(length)) if length is not None else ("transfer-encoding", "chunked"),)
         return Job(
             intent=Intent(
                 method=method,
@@ -401,8 +411,19 @@ def _check_options(options: CallOptions, known: type) -> None:
         raise TypeError(
             f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(sorted(known.__annotations__))}"
         )
+    if inspect.iscoroutinefunction(options.get("on_event")):
+        raise UsageError("on_event: a coroutine function would never be awaited; give a plain one")
     if options.get("sign") not in (None, "s3"):
         raise UsageError(f"sign={options.get('sign')!r}: 's3' or None")
+
+
+def check_method(method: str) -> str:
+    """In upper case. Raises UsageError."""
+    if not isinstance(method, str) or not method.isascii() or not method.isalpha():
+        raise UsageError(f"method {method!r}: letters only, as in 'GET'")
+    if method.upper() == "CONNECT":
+        raise UsageError("CONNECT makes a tunnel, which is no request for a resource")
+    return method.upper()
 
 
 def _request_fields(options: CallOptions, *, signed: bool) -> list[Field]:
@@ -429,21 +450,36 @@ async def _close(body: Body) -> None:
 # --- hashes ----------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
+class _Hashes:
+    """What a head says of its body. `trailing` is the checksum that follows it, in the making while it leaves."""
+
+    payload_hash: str = signing.UNSIGNED_PAYLOAD
+    fields: list[Field] = dataclasses.field(default_factory=list)
+    checksum: Checksum | None = None
+    trailing: checksums.Running | None = None
+
+    def seen(self) -> Checksum | None:
+        """Of what has left."""
+        running = self.trailing
+        return self.checksum if running is None else Checksum(running.algorithm, running.digest_base64())
+
+
 async def _hash_first(
-    body: Body, algorithm: str | None, place: _Place, config: Config, began: float
-) -> tuple[Checksum | None, str, list[Field]]:
-    """What has to be known before the head: a named checksum, and the payload's SHA-256 when it is signed."""
-    payload_hash, fields, checksum = signing.UNSIGNED_PAYLOAD, list[Field](), None
+    body: Body, algorithm: str | None, place: _Place, config: Config, began: float, fields: list[Field]
+) -> _Hashes:
+    """What has to be known before the head: a named checksum or how it will follow, and the payload's SHA-256 when it is
+    signed. `fields`: those of the request, to which the hashes are added."""
     named = algorithm if algorithm not in (None, "auto") else None
-    signs_payload = config.payload_signing == "sha256" and place.provider is not None
-    if not named and not signs_payload:
-        return None, payload_hash, fields
-    if not body.replayable:
-        wanted = f"checksum={named!r}" if named else "payload_signing='sha256'"
+    signs_payload = config.payload_signing == "sha256" and place.signed
+    if named and isinstance(body, IteratorBody) and not signs_payload:
+        return await _hash_behind(body, named, place, fields)
+    if signs_payload and not body.replayable:
         raise UsageError(
-            f"{wanted} is sent ahead of the body, which needs a source that can be read twice (a path, a buffer, a seekable "
-            "file); for this one use checksum='auto'"
+            "payload_signing='sha256' is sent ahead of the body, which needs a source that can be read twice (a path, a "
+            "buffer, a seekable file); for this one use 'unsigned'"
         )
+    hashes = _Hashes(fields=fields)
 
     async def hashed(with_what: str) -> str:
         total_s = config.total_timeout_s
@@ -454,12 +490,32 @@ async def _hash_first(
         )
 
     if named:
-        checksum = Checksum(named, await hashed(named))
-        fields.append((checksums.header_name(named), checksum.value))
+        hashes.checksum = Checksum(named, await hashed(named))
+        hashes.fields = [*fields, (checksums.header_name(named), hashes.checksum.value)]
     if signs_payload:
-        value = checksum.value if checksum is not None and named == "sha256" else await hashed("sha256")
-        payload_hash = checksums.from_text("sha256", value).hex()
-    return checksum, payload_hash, fields
+        value = hashes.checksum.value if hashes.checksum is not None and named == "sha256" else await hashed("sha256")
+        hashes.payload_hash = checksums.from_text("sha256", value).hex()
+    return hashes
+
+
+async def _hash_behind(body: IteratorBody, algorithm: str, place: _Place, fields: list[Field]) -> _Hashes:
+    """A checksum of what can be read only once follows it, in a trailer."""
+    if not place.signed or body.size is None:
+        wanted = f"checksum={algorithm!r} of a source that cannot be read twice follows it in a trailer, which "
+        if body.size is None:
+            raise UsageError(f"{wanted}needs to know its length: give size=")
+        raise UsageError(f"{wanted}only a signed S3 request can have; use checksum='auto'")
+    await asyncio.to_thread(checksums.is_available, algorithm)  # imports the library, which takes 40 ms
+    running = checksums.new(algorithm)
+    if body.size == 0:
+        checksum = Checksum(algorithm, running.digest_base64())
+        return _Hashes(fields=[*fields, (checksums.header_name(algorithm), checksum.value)], checksum=checksum)
+    framing = checksums.aws_chunked(algorithm, body.size, chunk_size=checksums.AWS_CHUNK_COMPATIBLE_BYTES)
+    body.tap = running.update
+    body.trailer = Trailer(framing, running.digest_base64)
+    encoding = next((value for name, value in fields if name == "content-encoding"), "")
+    own = [field for field in fields if field[0] != "content-encoding"]
+    return _Hashes(framing.payload_hash, own + framing.fields(encoding), trailing=running)
 
 
 async def _hash_body(body: Body, algorithm: str) -> str:
@@ -471,7 +527,6 @@ async def _hash_body(body: Body, algorithm: str) -> str:
     finally:
         stopped.set()
         await until_done(hashing)
-        hashing.exception()  # looked at: whatever ended the call is what the caller hears of
 
 
 def _hash_now(body: Body, algorithm: str, stopped: Callable[[], bool]) -> str:
@@ -525,7 +580,6 @@ class _Digest:
         self._stopped.set()
         if self._hashing is not None:
             await until_done(self._hashing)
-            self._hashing.exception()  # looked at: whatever ended the put is what the caller hears of
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -634,19 +688,16 @@ class _PathSink(OpenSink):
     def __init__(self, path: str) -> None:
         self._path = os.path.realpath(path)
         folder, name = os.path.split(self._path)
+        start = os.fsdecode(os.fsencode(name)[:100])
+        self._temporary = os.path.join(folder, f".{start}.{secrets.token_hex(8)}.part")
         try:
-            self._fd, self._temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", suffix=".part", dir=folder)
+            # Not mkstemp, which makes 0600: the mode is what open() would have given, and the umask is left alone.
+            self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except OSError as error:
             error.filename = path  # nobody knows the temporary name
             raise
-        try:
-            mode = stat.S_IMODE(os.stat(self._path).st_mode)
-        except FileNotFoundError:
-            # mkstemp makes 0600; the user expects what open() would have given.
-            mask = os.umask(0)
-            os.umask(mask)
-            mode = 0o666 & ~mask
-        os.fchmod(self._fd, mode)
+        with contextlib.suppress(FileNotFoundError):
+            os.fchmod(self._fd, stat.S_IMODE(os.stat(self._path).st_mode))
 
     def write(self, view: memoryview) -> None:
         self.count += view.nbytes
@@ -709,10 +760,14 @@ def open_sink(sink: Sink) -> OpenSink:
     if isinstance(sink, OpenSink):
         return sink
     if isinstance(sink, (str, os.PathLike)):
-        path = os.fspath(sink)
+        path = os.fsdecode(sink)
         regular = not os.path.exists(path) or os.path.isfile(path)
         return _PathSink(path) if regular else _DeviceSink(path)
     write = getattr(sink, "write", None)
+    if isinstance(sink, io.TextIOBase):
+        raise UsageError("sink: the file takes text; open it in binary mode ('wb')")
+    if inspect.iscoroutinefunction(write or sink):
+        raise UsageError("sink: a coroutine function cannot be called with each piece; put the pieces into a queue")
     if callable(write):
         return _CallSink(partial(_write_all, write))
     if callable(sink):
@@ -721,9 +776,12 @@ def open_sink(sink: Sink) -> OpenSink:
 
 
 def _write_all(write: Callable[[memoryview], Any], view: memoryview) -> None:
-    # A raw (unbuffered) file may take less than it is given.
+    # A raw (unbuffered) file may take less than it is given, and says None when it would block.
+    raw = isinstance(getattr(write, "__self__", None), io.RawIOBase)
     while view:
         taken = write(view)
+        if taken is None and raw:
+            raise BlockingIOError(errno.EAGAIN, "the sink is non-blocking and full; use a blocking file")
         if taken is None or taken >= view.nbytes:
             return
         view = view[taken:]

@@ -440,6 +440,15 @@ class Run:
             decision = redirect.decide(intent, visits, answer, policy)
         if decision is None or isinstance(decision, redirect.Discover):
             return None
+        unsigned = isinstance(decision, redirect.Follow) and not decision.sign
+        if unsigned and self._job.payload_hash == signing.STREAMING_UNSIGNED_PAYLOAD_TRAILER:
+            # Whoever is not told of the framing stores it as part of the object.
+            decision = redirect.Refuse(
+                "trailer-unsigned",
+                f"{answer.status} redirects to a URL with a signature of its own, and the checksum of this source follows "
+                "it in a trailer, which only a request signed here can have; use checksum='auto'",
+                decision.url.redacted(),  # type: ignore[union-attr]
+            )
         if isinstance(decision, redirect.Refuse):
             self._mark_last("refused")
             raise self._refused(decision, answer.status, answer.error.code)

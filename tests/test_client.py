@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 import engine
@@ -226,12 +229,12 @@ def test_a_get_in_which_nothing_comes_any_more_is_a_stall(run: Run) -> None:
         async with engine.Client() as client:
             await client.get(f"{url}/key", bytearray().extend, stall_timeout_s=0.2, retry=ONCE)
 
-    with raw_server(stall) as url, pytest.raises(engine.StallTimedOut, match=r"sent no byte for 0\.2 s") as caught:
+    with raw_server(stall) as url, pytest.raises(engine.StallTimedOut, match=r"sent no byte for 0.2 s") as caught:
         run(main(url))
     assert caught.value.stage == "answer"
 
 
-# --- what is asked before anything is sent ----------------------------------------------------------------------------
+# --- what is asked before anything is sent --------------------------------------------------------------------------------
 
 
 def test_without_credentials_nobody_is_connected_to(run: Run) -> None:
@@ -265,3 +268,337 @@ def test_a_conditional_write_by_header_is_one(client_of: Make, run: Run) -> None
 
     with pytest.raises(engine.PreconditionFailed):
         run(main())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda client: client.request("CONNECT", "http://127.0.0.1:9/"), "makes a tunnel"),
+        (lambda client: client.request("GE T", "http://127.0.0.1:9/"), "letters only"),
+        (lambda client: client.request("GET\r\nX: y", "http://127.0.0.1:9/"), "letters only"),
+        (lambda client: client.request(None, "http://127.0.0.1:9/"), "letters only"),
+        (lambda client: client.put([b"abc"], "http://127.0.0.1:9/k", size=0), "size=0, but the iterator gives more"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k", headers={"X-A": "1", "x-a": "2"}), "given twice"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k", headers={"Expect": "nothing"}), "Expect"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k", headers={"X": "a\r\nY: b"}), "control character"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k", headers={"X\n": "a"}), "header name"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k", metadata={"a": "b\0"}), "metadata"),
+        (lambda client: client.put(b"abc", "http://127.0.0.1:9/k\r\nX"), "control characters"),
+        (lambda client: client.put(b"abc", "s3://bu cket/key"), "bucket"),
+        (lambda client: client.put(b"abc", "ftp://127.0.0.1/key"), "ftp"),
+        (lambda client: client.put(b"abc", b"s3://bucket/key"), "bytes is no"),
+        (lambda client: client.put(b"abc", "s3://bucket/key", checksum="md5"), "md5"),
+        (lambda client: client.put(b"abc", "s3://bucket/key", sign="v2"), "sign="),
+        (lambda client: client.put(b"abc", "s3://bucket/key", expect="maybe"), "expect="),
+        (lambda client: client.put(b"abc", "s3://bucket/key", headers={"Authorization": "x"}), "made by the signature"),
+        (lambda client: client.put(b"abc", "s3://bucket/key", on_event=asyncio.sleep), "never be awaited"),
+        (
+            lambda client: client.put(b"abc", "s3://b-1/key", content_type="a/b", headers={"Content-Type": "c"}),
+            "leave one",
+        ),
+        (lambda client: client.get("s3://bucket/key", io.StringIO()), "binary mode"),
+        (lambda client: client.get("s3://bucket/key", asyncio.sleep), "coroutine function"),
+        (lambda client: client.get("s3://bucket/key", 7), "sink: int"),
+    ],
+)
+def test_bad_arguments_are_errors_of_usage_before_anybody_is_connected_to(run: Run, call: Any, words: str) -> None:
+    async def main() -> None:
+        async with engine.Client(credentials=engine.Credentials("access", "secret"), region="eu-west-1") as client:
+            await call(client)
+
+    with pytest.raises(engine.UsageError, match=words):
+        run(main())
+
+
+def test_an_unknown_option_is_a_type_error_that_names_the_known_ones(run: Run) -> None:
+    async def main() -> None:
+        async with engine.Client() as client:
+            await client.put(b"abc", "http://127.0.0.1:9/k", contenttype="x")  # type: ignore[call-arg]
+
+    with pytest.raises(TypeError, match=r"contenttype; known: .*content_type"):
+        run(main())
+
+
+def test_start_put_needs_a_running_loop() -> None:
+    with pytest.raises(engine.UsageError, match="running event loop"):
+        engine.Client().start_put(b"abc", "http://127.0.0.1:9/k")
+
+
+def test_an_iterator_of_size_0_that_gives_nothing_is_an_empty_object(client_of: Make, run: Run) -> None:
+    async def main() -> engine.PutResult:
+        async with client_of() as client:
+            return await client.put([b"", b""], "s3://store/nothing", size=0)
+
+    result = run(main())
+    assert (result.status, result.size, result.send_path) == (200, 0, "none")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        numpy.zeros(0),
+        numpy.zeros((0, 3)),
+        numpy.arange(5, dtype=">i4"),
+        numpy.zeros(3, dtype=[("a", "<i4"), ("b", "S3")]),
+        numpy.float64(1.5),
+    ],
+    ids=["empty", "empty-2d", "big-endian", "structured", "scalar"],
+)
+def test_arrays_of_any_type_are_sent_as_the_bytes_they_are(
+    client_of: Make, run: Run, server: Server, source: Any
+) -> None:
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(source, "s3://store/array")
+
+    run(main())
+    assert server.object("store", "array").content() == source.tobytes()
+
+
+# --- sinks -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_file_that_is_fetched_has_the_mode_that_open_gives_and_keeps_one_it_had(
+    client_of: Make, run: Run, tmp_path: Path, mask: int
+) -> None:
+    new, old, link = tmp_path / "new", tmp_path / "old", tmp_path / "link"
+    old.touch()
+    old.chmod(0o640)
+    link.symlink_to(old)
+    long = tmp_path / ("ü" * 127)
+
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(b"abc", "s3://store/mode")
+            for path in (new, link, long):
+                assert await client.get("s3://store/mode", path) == 3
+
+    before = os.umask(mask)
+    try:
+        run(main())
+    finally:
+        os.umask(before)
+    assert new.stat().st_mode & 0o777 == 0o666 & ~mask
+    assert old.stat().st_mode & 0o777 == 0o640
+    assert link.is_symlink()
+    assert {path.read_bytes() for path in (new, old, long)} == {b"abc"}
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_umask_of_the_process_is_not_touched(client_of: Make, run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    """It is the process's: for a moment every file that another thread makes would be open to all."""
+    monkeypatch.setattr(os, "umask", None)
+
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(b"abc", "s3://store/umask")
+            await client.get("s3://store/umask", tmp_path / "got")
+
+    run(main())
+
+
+def test_a_get_that_fails_leaves_the_old_file_and_nothing_else(run: Run, tmp_path: Path) -> None:
+    def cut(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    async def main(url: str) -> None:
+        async with engine.Client() as client:
+            await client.get(f"{url}/key", path, retry=engine.Retry(max_attempts=2, base_s=0))
+
+    with raw_server(cut, cut) as url, pytest.raises(engine.ConnectionLost):
+        run(main(url))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_get_is_tried_again_from_its_start_where_the_sink_can_go_back(run: Run, tmp_path: Path) -> None:
+    def cut(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+
+    def whole(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789")
+
+    async def main(url: str, sink: Any) -> int:
+        async with engine.Client() as client:
+            return await client.get(f"{url}/key", sink, retry=engine.Retry(max_attempts=2, base_s=0))
+
+    with raw_server(cut, whole) as url:
+        assert run(main(url, tmp_path / "file")) == 10
+    assert (tmp_path / "file").read_bytes() == b"0123456789"
+    pieces: list[bytes] = []
+    with raw_server(cut) as url, pytest.raises(engine.ConnectionLost):
+        run(main(url, lambda view: pieces.append(bytes(view))))
+    assert pieces == [b"abc"]
+
+
+def test_a_sink_that_takes_part_of_a_piece_gets_the_rest(client_of: Make, run: Run) -> None:
+    class Slow(io.RawIOBase):
+        def __init__(self) -> None:
+            self.data = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, view: Any) -> int:
+            self.data += view[:3]
+            return len(view[:3])
+
+    class Full(Slow):
+        def write(self, view: Any) -> None:  # type: ignore[override]
+            return None
+
+    sink = Slow()
+
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(b"0123456789", "s3://store/part")
+            assert await client.get("s3://store/part", sink) == 10
+            with pytest.raises(BlockingIOError):
+                await client.get("s3://store/part", Full())
+
+    run(main())
+    assert sink.data == b"0123456789"
+
+
+# --- trailers ----------------------------------------------------------------------------------------------------------------
+
+NAMED = ["crc64nvme", "crc32c", "crc32", "sha256"]
+
+
+@pytest.mark.parametrize("algorithm", NAMED)
+@pytest.mark.parametrize("bucket", ["store", "redirect-307.trailer"])
+def test_a_named_checksum_of_an_iterator_follows_its_body_in_a_trailer(
+    client_of: Make, run: Run, server: Server, algorithm: str, bucket: str
+) -> None:
+    """The server checks it: what is stored has it, and a redirect costs no byte."""
+    pieces = [bytes([number]) * 70_001 for number in range(5)]
+
+    async def main() -> engine.PutResult:
+        async with client_of() as client:
+            return await client.put(
+                iter(pieces),
+                f"s3://{bucket}/{algorithm}",
+                size=5 * 70_001,
+                checksum=algorithm,
+                headers={"Content-Encoding": "br"},
+            )
+
+    result = run(main())
+    stored = server.object(bucket, algorithm)
+    assert stored.content() == b"".join(pieces)
+    running = checksums.new(algorithm)
+    running.update(b"".join(pieces))
+    assert result.checksum == engine.Checksum(algorithm, running.digest_base64())
+    assert result.checksum_verified
+    assert (result.size, result.body_bytes_sent, result.send_path) == (5 * 70_001, 5 * 70_001, "vectored")
+    assert result.hops[-1].body_bytes_read == 5 * 70_001
+    record = server.records()[-1]
+    assert record.get("x-amz-trailer") == f"x-amz-checksum-{algorithm}"
+    assert record.get("x-amz-decoded-content-length") == str(5 * 70_001)
+    assert record.get("content-encoding") == "br,aws-chunked"
+    assert record.get("x-amz-content-sha256") == "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
+
+
+def test_a_pipe_has_its_trailer_too_and_items_cross_the_frames(
+    client_of: Make, run: Run, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checksums, "AWS_CHUNK_COMPATIBLE_BYTES", 8192)
+    data = os.urandom(100_000)
+    reading, writing = os.pipe()
+    feeding = threading.Thread(target=lambda: (os.write(writing, data), os.close(writing)))
+    feeding.start()
+
+    async def main() -> engine.PutResult:
+        async with client_of() as client:
+            with os.fdopen(reading, "rb", 0) as pipe:
+                return await client.put(pipe, "s3://store/pipe", size=len(data), checksum="crc32c")
+
+    result = run(main())
+    feeding.join()
+    assert server.object("store", "pipe").content() == data
+    assert (result.checksum_verified, result.body_bytes_sent) == (True, len(data))
+
+
+def test_an_empty_iterator_has_its_checksum_too(client_of: Make, run: Run) -> None:
+    async def main() -> engine.PutResult:
+        async with client_of() as client:
+            return await client.put([], "s3://store/empty", size=0, checksum="crc32")
+
+    result = run(main())
+    assert (result.checksum, result.checksum_verified) == (engine.Checksum("crc32", "AAAAAA=="), True)
+
+
+@pytest.mark.parametrize(("items", "words"), [([b"abc"], "ended after 3"), ([b"abc", b"defg"], "gives more")])
+def test_a_wrong_size_under_a_trailer_stores_nothing(
+    client_of: Make, run: Run, server: Server, items: list[bytes], words: str
+) -> None:
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(items, "s3://store/wrong", size=6, checksum="crc32")
+
+    with pytest.raises(engine.UsageError, match=words):
+        run(main())
+    with pytest.raises(KeyError):
+        server.object("store", "wrong")
+
+
+@pytest.mark.parametrize(
+    ("destination", "options", "words"),
+    [
+        ("s3://store/key", {}, "give size="),
+        ("http://127.0.0.1:9/key", {"size": 3}, "signed S3 request"),
+    ],
+)
+def test_where_no_trailer_can_be_sent_a_named_checksum_of_an_iterator_is_an_error_of_usage(
+    client_of: Make, run: Run, destination: str, options: dict[str, Any], words: str
+) -> None:
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put([b"abc"], destination, checksum="crc32", **options)
+
+    with pytest.raises(engine.UsageError, match=words):
+        run(main())
+
+
+def test_a_trailer_is_not_sent_without_credentials_that_sign_it(run: Run) -> None:
+    async def main() -> None:
+        async with engine.Client(endpoint_url="http://127.0.0.1:9", credentials=engine.ANONYMOUS) as client:
+            await client.put([b"abc"], "s3://bucket/key", size=3, checksum="crc32")
+
+    with pytest.raises(engine.UsageError, match="signed S3 request"):
+        run(main())
+
+
+def test_a_payload_that_is_to_be_signed_must_be_readable_twice(client_of: Make, run: Run) -> None:
+    async def main() -> None:
+        async with client_of(config=engine.Config(payload_signing="sha256")) as client:
+            await client.put([b"abc"], "s3://store/key", size=3)
+
+    with pytest.raises(engine.UsageError, match="read twice"):
+        run(main())
+
+
+def test_a_redirect_to_a_presigned_url_does_not_take_a_trailer_along(run: Run) -> None:
+    """Nobody would tell that server of the framing: it would be stored as part of the object."""
+
+    def presigned(connection: socket.socket) -> None:
+        read_head(connection)
+        query = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=c&X-Amz-Signature=5ec7e7&X-Amz-Date=d"
+        connection.sendall(f"HTTP/1.1 307 There\r\nLocation: /key?{query}\r\nContent-Length: 0\r\n\r\n".encode())
+        connection.recv(1)
+
+    async def main(url: str) -> None:
+        async with engine.Client(credentials=engine.Credentials("access", "secret"), region="r-1") as client:
+            await client.put([b"abc"], f"{url}/key", sign="s3", size=3, checksum="crc32")
+
+    with raw_server(presigned) as url, pytest.raises(engine.RedirectRefused) as caught:
+        run(main(url))
+    assert (caught.value.reason, caught.value.body_bytes_sent) == ("trailer-unsigned", 0)
+    assert "5ec7e7" not in str(caught.value)

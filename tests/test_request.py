@@ -323,7 +323,7 @@ async def random_put(seed: int, path: Path, complaints: list[Any]) -> str:
         assert result.hops[-1].body_bytes_sent == result.size
         return "stored"
     except engine.EngineError as error:
-        assert error.body_bytes_sent == sum(hop.body_bytes_sent for hop in error.hops)  # noqa: PT017  (one outcome of several)
+        assert error.body_bytes_sent == sum(hop.body_bytes_sent for hop in error.hops)  # noqa: PT017
         return type(error).__name__
     except asyncio.CancelledError:
         assert end == "cancel"
