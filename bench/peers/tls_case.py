@@ -10,7 +10,6 @@ timer on its loop, "reconnect" and "uvloop-reconnect" make a connection for each
 
 from __future__ import annotations
 
-# ruff: noqa: ASYNC230 — a blocking open is what these clients take
 import asyncio
 import json
 import os
