@@ -145,9 +145,10 @@ def loop_kept(bench: Bench, rounds: int, limit_s: float) -> list[Row]:
 
 
 def connections(bench: Bench, rounds: int, limit_s: float) -> list[Row]:
-    taken = bench.taken(("reconnect", "uvloop-reconnect"), rounds, limit_s, count=RECONNECTS)
+    who = ("reconnect", "uvloop-reconnect")
+    taken = bench.taken(who, rounds, limit_s, count=RECONNECTS)
     faster = ratio(taken, "uvloop-reconnect", "reconnect", "seconds")
-    each = {name: statistics.median(RECONNECTS / one[name]["seconds"] for one in taken) for name in taken[0]}
+    each = {name: statistics.median(RECONNECTS / one[name]["seconds"] for one in taken) for name in who}
     return [
         {
             "case": "connections with a request each",

@@ -1570,7 +1570,11 @@ def test_the_process_ends_with_its_parent() -> None:
 
 
 def test_run_forever_says_how_to_use_it_and_ends_at_ctrl_c(tmp_path: Path) -> None:
-    code = "import sys; from engine.sandbox import run_forever; run_forever(sys.argv[1], anonymous=True)"
+    # Tests in the background of a shell ignore SIGINT, and so would their children.
+    code = """import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from engine.sandbox import run_forever
+run_forever(sys.argv[1], anonymous=True)"""
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
