@@ -361,7 +361,7 @@ async def _dig(origin: Origin, proxy: Proxy, connected: socket.socket) -> None:
     if not 200 <= status < 300:
         hint = "; give it as http://user:password@host:port" if status == 407 else ""
         raise ConnectFailed(
-            f"{origin}: the proxy {proxy.origin} makes no tunnel there ({status} {printable(parser.response.reason, 60)}{hint})",
+            f"{origin}: the proxy {proxy.origin} makes no tunnel ({status} {printable(parser.response.reason, 60)}{hint})",
             stage="connect",
             retryable=status in (502, 503, 504),
         )
