@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from engine import limits
 from engine.errors import UsageError
+from engine.proxy import ENVIRONMENT, parse_proxy
 from engine.redirect import RedirectPolicy
 from engine.retry import Retry
 
@@ -41,7 +42,7 @@ class Config:
       tls: an `ssl.SSLContext`, the path of a CA bundle, or None for the system's trust store.
       payload_signing: "unsigned" (UNSIGNED-PAYLOAD) or "sha256" (the body is read once more, before the request).
       addressing: "auto" is virtual-host on AWS for DNS-valid buckets without dots, path-style otherwise.
-      proxy: "environment" (http_proxy, NO_PROXY), None for none, or a URL.
+      proxy: "environment" (http_proxy, HTTPS_PROXY, https_proxy, NO_PROXY), None for none, or a URL, which may have user-info.
 
     Raises UsageError for a value out of its range.
     """
@@ -59,7 +60,7 @@ class Config:
     tls: ssl.SSLContext | str | None = None
     payload_signing: PayloadSigning = "unsigned"
     addressing: AddressingOption = "auto"
-    proxy: str | None = field(default="environment", repr=False)  # may hold a password
+    proxy: str | None = field(default=ENVIRONMENT, repr=False)  # may hold a password
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -73,6 +74,10 @@ class Config:
             _check_seconds("total_timeout_s", self.total_timeout_s)
         if not isinstance(self.max_connections, int) or not 1 <= self.max_connections <= 65_535:
             raise UsageError(f"max_connections={self.max_connections!r}: a whole number from 1 to 65535 is needed")
+        if self.proxy is not None and self.proxy != ENVIRONMENT:
+            if not isinstance(self.proxy, str):
+                raise UsageError(f"proxy: {type(self.proxy).__name__} is no URL")
+            parse_proxy(self.proxy)
         if not isinstance(self.redirects, RedirectPolicy):
             raise UsageError("redirects: an engine.RedirectPolicy is needed")
         if not isinstance(self.retry, Retry):

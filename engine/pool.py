@@ -19,12 +19,14 @@ from time import monotonic
 from typing import NamedTuple
 
 from engine import limits
+from engine._fastparse import ParseError, ResponseParser
 from engine.connection import Channel, Connection
 from engine.errors import ConnectFailed, ConnectTimedOut, UsageError
 from engine.exchange import Fate
+from engine.proxy import Proxy
 from engine.tls import Tls
 from engine.tls_connection import secured
-from engine.wire import Origin
+from engine.wire import Origin, printable, request_head
 
 AddressCheck = Callable[[str], bool]  # whether a resolved numeric address may be connected to
 _SockAddr = tuple[int, tuple[str, int] | tuple[str, int, int, int]]
@@ -76,9 +78,15 @@ class Pool:
     # --- handing out -----------------------------------------------------------------------------------------------
 
     async def acquire(
-        self, origin: Origin, *, connect_timeout_s: float, check: AddressCheck | None = None, fresh: bool = False
+        self,
+        origin: Origin,
+        *,
+        connect_timeout_s: float,
+        check: AddressCheck | None = None,
+        fresh: bool = False,
+        tunnel: Proxy | None = None,
     ) -> Acquired:
-        """A connection to `origin`, reused when an idle one is there (unless `fresh`).
+        """A connection to `origin`, reused when an idle one is there (unless `fresh`). `tunnel`: the proxy it leads through.
 
         Raises ConnectFailed, ConnectTimedOut, AddressRefused, and UsageError when the pool is closed.
         """
@@ -91,7 +99,7 @@ class Pool:
                     self._next_in_line()  # there may be more than what woke us
                     return Acquired(connection, True, (connection.address,), 0.0, 0.0, 0.0)
                 if len(self._open) + self._opening < self._max_connections or self._evict_idle():
-                    return await self._open_one(origin, connect_timeout_s, check)
+                    return await self._open_one(origin, connect_timeout_s, check, tunnel)
             await self._wait_in_line(first=our_turn)
             our_turn = True
 
@@ -203,10 +211,12 @@ class Pool:
 
     # --- making ----------------------------------------------------------------------------------------------------
 
-    async def _open_one(self, origin: Origin, timeout_s: float, check: AddressCheck | None) -> Acquired:
+    async def _open_one(
+        self, origin: Origin, timeout_s: float, check: AddressCheck | None, tunnel: Proxy | None
+    ) -> Acquired:
         self._opening += 1
         self._next_in_line()  # there may be more room than what woke us
-        connecting = asyncio.ensure_future(self._connect(origin, check))
+        connecting = asyncio.ensure_future(self._connect(origin, check, tunnel))
         self._connecting.add(connecting)
         connecting.add_done_callback(self._connecting.discard)
         try:
@@ -234,16 +244,17 @@ class Pool:
         if not connecting.cancelled() and connecting.exception() is None:
             connecting.result().connection.close()
 
-    async def _connect(self, origin: Origin, check: AddressCheck | None) -> Acquired:
+    async def _connect(self, origin: Origin, check: AddressCheck | None, tunnel: Proxy | None) -> Acquired:
         began = monotonic()
-        addresses = await resolve(origin)
+        dialled = origin if tunnel is None else tunnel.origin
+        addresses = await resolve(dialled)
         resolved = monotonic()
         if check is not None:
             allowed = [address for address in addresses if check(address[1][0])]
             if not allowed:
                 raise AddressRefused(addresses[0][1][0])
             addresses = allowed
-        connected = await _race(origin, addresses)
+        connected = await _race(dialled, addresses)
         done = monotonic()
         try:
             address = str(connected.getpeername()[0])
@@ -252,6 +263,8 @@ class Pool:
         make: Callable[[], Connection] = partial(Connection, origin, self._channel)
         if origin.scheme == "https":
             try:
+                if tunnel is not None:
+                    await _dig(origin, tunnel, connected)
                 session = await self._tls.connect(origin, connected)
             except BaseException:
                 connected.close()
@@ -320,6 +333,38 @@ async def resolve(origin: Origin) -> list[_SockAddr]:
     if not ordered:
         raise ConnectFailed(f"{origin.host}: the name has no address", stage="resolve", retryable=False)
     return ordered
+
+
+async def _dig(origin: Origin, proxy: Proxy, connected: socket.socket) -> None:
+    """Have a proxy make a tunnel to `origin` of a connection to it (RFC 9110 section 9.3.6). Raises ConnectFailed."""
+    loop, parser = asyncio.get_running_loop(), ResponseParser()
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    authority = f"{host}:{origin.port}"
+    parser.expect("CONNECT")
+    try:
+        await loop.sock_sendall(connected, request_head("CONNECT", authority, [("host", authority), *proxy.fields]))
+        while parser.response is None:
+            data = await loop.sock_recv(connected, 1)  # what is behind the head is for the TLS session
+            if data:
+                parser.feed(data)
+            else:
+                parser.feed_eof()
+    except ParseError as error:
+        raise ConnectFailed(
+            f"{origin}: the proxy {proxy.origin} gives no HTTP answer to CONNECT ({error.kind})",
+            stage="connect",
+            retryable=error.kind == "unexpected-eof",
+        ) from None
+    except OSError as error:
+        raise _connect_failed(proxy.origin, error) from None
+    status = parser.response.status
+    if not 200 <= status < 300:
+        hint = "; give it as http://user:password@host:port" if status == 407 else ""
+        raise ConnectFailed(
+            f"{origin}: the proxy {proxy.origin} makes no tunnel ({status} {printable(parser.response.reason, 60)}{hint})",
+            stage="connect",
+            retryable=status in (502, 503, 504),
+        )
 
 
 async def _race(origin: Origin, addresses: list[_SockAddr]) -> socket.socket:

@@ -42,9 +42,10 @@ from engine.errors import (
 )
 from engine.exchange import Exchange, Fate, OriginFacts, Plan, State, plan_body
 from engine.pool import Acquired, AddressCheck, AddressRefused, Pool
+from engine.proxy import Proxy, choose_proxy
 from engine.results import ExpectOutcome, Hop, Progress, SendPath, Timings
 from engine.tls import Tls
-from engine.wire import SECRET_FIELDS, Field, Origin, Url, redact_head, request_head
+from engine.wire import SECRET_FIELDS, Field, Origin, Url, is_address, redact_head, request_head
 
 if TYPE_CHECKING:
     from engine.config import Config
@@ -592,7 +593,8 @@ class Run:
         outcome = "lost"
         try:
             pool = self._shared.pool()
-            acquired = await self._acquire(pool, target, fresh)
+            proxy = choose_proxy(config.proxy, target.url.origin, os.environ)
+            acquired = await self._acquire(pool, target, proxy, fresh)
             connection = acquired.connection
             origin = target.url.origin
             facts = self._shared.facts(origin)
@@ -602,7 +604,8 @@ class Run:
                 expect=config.expect,
                 continue_timeout_s=config.continue_timeout_s,
                 facts=facts,
-                is_s3=s3.split_s3_host(origin.host) is not None,
+                # What S3 promises, a proxy that forwards its messages does not.
+                is_s3=s3.split_s3_host(origin.host) is not None and (proxy is None or origin.scheme == "https"),
                 round_trip_s=connection.connect_s,
                 response_timeout_s=config.response_timeout_s,
                 stall_timeout_s=config.stall_timeout_s,
@@ -611,7 +614,7 @@ class Run:
             exchange = Exchange(plan, monotonic())
             try:
                 signing_began = monotonic()
-                head = await self._head(target, method, plan, body)
+                head = await self._head(target, method, plan, body, proxy)
                 sign_s = monotonic() - signing_began
                 reply = await self._perform(connection, exchange, target, method, head, body)
             finally:
@@ -621,7 +624,8 @@ class Run:
             self._status = exchange.status
             self._learn(facts, exchange, reply.response)
             timings = _timings(acquired, sign_s, exchange, connection, monotonic() - signing_began - sign_s)
-            return _Answered(target, exchange, reply, connection.address, connection.send_path, timings)
+            address = connection.address if proxy is None else origin.host if is_address(origin.host) else ""
+            return _Answered(target, exchange, reply, address, connection.send_path, timings)
         except BaseException as error:
             outcome = _outcome_of(error)
             raise
@@ -642,7 +646,7 @@ class Run:
                 )
             )
 
-    async def _acquire(self, pool: Pool, target: _Target, fresh: bool) -> Acquired:
+    async def _acquire(self, pool: Pool, target: _Target, proxy: Proxy | None, fresh: bool) -> Acquired:
         self._phase = "connecting"
         origin = target.url.origin
         check: AddressCheck | None = None
@@ -650,18 +654,28 @@ class Run:
         if came_from is not None:
             check = lambda address: redirect.address_allowed(policy, address, came_from)  # noqa: E731
         try:
+            if proxy is not None and check is not None:
+                # The proxy resolves names: only an address that is written out can be judged here.
+                if is_address(origin.host) and not check(origin.host):
+                    raise AddressRefused(origin.host)
+                check = None
+            forwarded = proxy is not None and origin.scheme == "http"
             acquired = await pool.acquire(
-                origin, connect_timeout_s=self._config.connect_timeout_s, check=check, fresh=fresh
+                proxy.origin if proxy is not None and forwarded else origin,
+                connect_timeout_s=self._config.connect_timeout_s,
+                check=check,
+                fresh=fresh,
+                tunnel=None if forwarded else proxy,
             )
         except AddressRefused as refused:
             refuse = redirect.private_address(target.redirect_status, target.url, refused.address)
             raise self._refused(refuse, target.redirect_status) from None
         if not acquired.reused:
-            self._tell(events.Resolved, origin.host, acquired.addresses, acquired.resolve_s)
+            self._tell(events.Resolved, (proxy or target.url).host, acquired.addresses, acquired.resolve_s)
         self._tell(events.Connected, str(origin), acquired.connection.address, acquired.reused, acquired.connect_s)
         return acquired
 
-    async def _head(self, target: _Target, method: str, plan: Plan, body: Body | None) -> bytes:
+    async def _head(self, target: _Target, method: str, plan: Plan, body: Body | None, proxy: Proxy | None) -> bytes:
         """The request head for one hop, from the intent."""
         job, url = self._job, target.url
         fields: list[Field] = [("host", url.authority), ("user-agent", f"putengine/{engine.__version__}")]
@@ -684,6 +698,8 @@ class Run:
                     payload_hash=job.payload_hash if body is not None else signing.UNSIGNED_PAYLOAD,
                     service=s3.signing_service(url),
                 )
+        if proxy is not None and url.scheme == "http":  # absolute-form, RFC 9112 section 3.2.2
+            return request_head(method, str(url), [*fields, *proxy.fields, *carried])
         return request_head(method, url.target, fields + carried)
 
     async def _perform(

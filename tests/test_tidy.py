@@ -20,6 +20,7 @@ LAYERS = [
     "results",
     "events",
     "wire",
+    "proxy",
     "_fastparse",
     "exchange",
     "_bodysend",
