@@ -236,7 +236,9 @@ def test_without_any_100_the_body_goes_after_the_wait(
     assert (result.status, result.expect, result.checksum_verified) == (200, "timeout", True)
     (record,) = server.records()
     assert record.first_body_at is not None
-    assert record.first_body_at - record.received_at >= 0.19
+    assert result.hops[0].continue_wait_s >= 0.2
+    # The server may have been late to look at the head, so its own clock allows for less.
+    assert record.first_body_at - record.received_at >= 0.05
 
 
 def test_under_strict_the_body_never_goes_without_a_100(

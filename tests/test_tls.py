@@ -524,7 +524,7 @@ def test_tickets_are_not_mistaken_for_an_answer(
     with raw_server(slow, context=context) as url:
         result = run(put(f"{url}/key", bytes(8 * MIB), config, continue_timeout_s=5))
     assert (result.expect, result.body_bytes_sent, result.send_path) == ("continue", 8 * MIB, way.path)
-    assert result.hops[0].continue_wait_s >= 0.3
+    assert result.hops[0].continue_wait_s >= 0.2  # the server reads the head a little before we know that it left
 
 
 def test_an_answer_byte_by_byte_in_records_of_its_own_is_read(
