@@ -253,7 +253,7 @@ class Connection(asyncio.BufferedProtocol):
         """End a running exchange with ConnectionLost(why), or close an idle connection."""
         exchange = self._exchange
         if exchange is None:
-            self.close(reset=True)
+            self.close()
         elif not exchange.finished:
             self._error = ConnectionLost(why, stage=stage_of(exchange), retryable=False)
             self._report(Input.PEER_CLOSED)

@@ -161,6 +161,22 @@ def test_bytes_behind_an_answer_in_the_same_segment_close_the_connection(run: Ru
         assert run(main(url)) == 201
 
 
+def test_closing_the_client_ends_idle_connections_in_order(run: Run) -> None:
+    """By FIN, which lets a TLS goodbye arrive, and is no "reset by peer" in a server's log."""
+    ended: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(OK)
+        time.sleep(0.1)  # the client has closed by then
+        ended.append(connection.recv(1))  # ConnectionResetError after an RST
+
+    for _number in range(5):
+        with raw_server(answer) as url:
+            run(engine.put_async(b"abc", f"{url}/key"))
+    assert ended == [b""] * 5
+
+
 def test_after_a_withheld_body_the_connection_is_closed(run: Run) -> None:
     def refuse(connection: socket.socket) -> None:
         read_head(connection)
