@@ -607,6 +607,58 @@ def test_a_redirect_to_a_presigned_url_does_not_take_a_trailer_along(run: Run) -
     assert "5ec7e7" not in str(caught.value)
 
 
+@pytest.mark.parametrize("how", ["put", "request"])
+def test_a_signed_payload_is_hashed_whatever_call_sends_it(
+    client_of: Make, run: Run, server: Server, big_file: Path, how: str
+) -> None:
+    async def main() -> int:
+        async with client_of(config=engine.Config(payload_signing="sha256")) as client:
+            if how == "put":
+                return (await client.put(big_file, "s3://store/signed-payload")).status
+            url = f"{server.store_url}/store/signed-payload"
+            return (await client.request("PUT", url, sign="s3", body=big_file)).status
+
+    assert run(main()) == 200
+    record = server.records()[-1]
+    assert record.get("x-amz-content-sha256") == server.object("store", "signed-payload").sha256
+    assert record.signature == "ok"
+
+
+@pytest.mark.parametrize("status", [204, 304, 404, 500])
+def test_any_final_status_of_a_plain_request_is_a_result(run: Run, status: int) -> None:
+    def answer(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(f"HTTP/1.1 {status} So\r\nETag: e\r\n".encode())
+        connection.sendall(b"\r\n" if status in (204, 304) else b"Content-Length: 3\r\n\r\nabc")
+        connection.recv(1)
+
+    async def main(url: str) -> engine.Response:
+        async with engine.Client() as client:
+            return await client.request("get", f"{url}/key", headers={"If-None-Match": '"e"'})
+
+    with raw_server(answer) as url:
+        response = run(main(url))
+    assert (response.status, response.headers["etag"], response.reason) == (status, "e", "So")
+    assert response.body == (b"" if status in (204, 304) else b"abc")
+
+
+def test_an_answer_that_is_too_long_to_be_held_is_an_error_of_usage(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RESPONSE_BODY_MAX_BYTES", 1000)
+
+    def endless(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.sendall(bytes(65536))
+
+    async def main(url: str) -> None:
+        async with engine.Client() as client:
+            await client.request("GET", f"{url}/key")
+
+    with raw_server(endless) as url, pytest.raises(engine.UsageError, match="longer than 1000 bytes"):
+        run(main(url))
+
+
 # --- loops, threads, forks -------------------------------------------------------------------------------------------
 
 
