@@ -262,7 +262,7 @@ class Run:
         self._clock_corrected = False
         self._credentials_renewed = False
         self._signed_with: signing.Credentials | None = None
-        self._sent_secrets: set[str] = set()
+        self._sent: list[tuple[Url, list[Field]]] = []  # what each head was made of
 
     # --- what callers look at --------------------------------------------------------------------------------------
 
@@ -572,12 +572,10 @@ class Run:
 
     def _secrets(self) -> set[str]:
         """What a server might echo and an error must not show."""
+        found = {value for url, fields in self._sent for value in secret_values(url, fields)}
         if self._signed_with is not None:
-            self._sent_secrets |= {
-                self._signed_with.secret_key,
-                self._signed_with.token or self._signed_with.secret_key,
-            }
-        return self._sent_secrets
+            found.add(self._signed_with.secret_key)  # the token is among the fields
+        return found
 
     def _mark_last(self, outcome: str) -> None:
         if self._hops:
@@ -704,7 +702,7 @@ class Run:
         forwarded = proxy is not None and url.scheme == "http"
         if proxy is not None and forwarded:
             fields += proxy.fields
-        self._sent_secrets.update(secret_values(url, fields + carried))
+        self._sent.append((url, fields + carried))
         # absolute-form: RFC 9112 section 3.2.2
         return request_head(method, str(url) if forwarded else url.target, fields + carried)
 
