@@ -240,15 +240,19 @@ class Client:
         `body` as `put`'s source. The answer's body is held in memory, at most 64 MiB.
         """
         _check_options(options, CallOptions)
-        method = check_method(method)
+        method, began = check_method(method), monotonic()
         collected = _Collector()
         source = open_body(body) if body is not None else None
         try:
             if source is not None:
                 await source.prepare()
             place = self._place(url, options)
-            fields = _request_fields(options, signed=place.signed)
-            job = self._job(method, place, options, fields=fields, body=source)
+            fields, payload_hash = _request_fields(options, signed=place.signed), signing.UNSIGNED_PAYLOAD
+            if source is not None:
+                hashes = await _hash_first(source, None, place, self._config_of(options), began, fields)
+                payload_hash = hashes.payload_hash
+            job = self._job(method, place, options, fields=fields, body=source, payload_hash=payload_hash)
+            job.began = began
             outcome = await Run(
                 self._shared,
                 dataclasses.replace(job, sink=collected.write, rewind_sink=collected.rewind, any_status=True),

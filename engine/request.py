@@ -45,7 +45,7 @@ from engine.pool import Acquired, AddressCheck, AddressRefused, Pool
 from engine.proxy import Proxy, choose_proxy
 from engine.results import ExpectOutcome, Hop, Progress, SendPath, Timings
 from engine.tls import Tls
-from engine.wire import SECRET_FIELDS, Field, Origin, Url, is_address, redact_head, request_head
+from engine.wire import Field, Origin, Url, is_address, redact_head, request_head, secret_values
 
 if TYPE_CHECKING:
     from engine.config import Config
@@ -262,6 +262,7 @@ class Run:
         self._clock_corrected = False
         self._credentials_renewed = False
         self._signed_with: signing.Credentials | None = None
+        self._sent: list[tuple[Url, list[Field]]] = []  # what each head was made of
 
     # --- what callers look at --------------------------------------------------------------------------------------
 
@@ -569,12 +570,12 @@ class Run:
             secrets=self._secrets(),
         )
 
-    def _secrets(self) -> list[str]:
+    def _secrets(self) -> set[str]:
         """What a server might echo and an error must not show."""
-        found = [value for name, value in self._job.intent.fields if name in SECRET_FIELDS]
+        found = {value for url, fields in self._sent for value in secret_values(url, fields)}
         if self._signed_with is not None:
-            found += [self._signed_with.secret_key, self._signed_with.token or ""]
-        return [secret for secret in found if secret]
+            found.add(self._signed_with.secret_key)  # the token is among the fields
+        return found
 
     def _mark_last(self, outcome: str) -> None:
         if self._hops:
@@ -698,9 +699,12 @@ class Run:
                     payload_hash=job.payload_hash if body is not None else signing.UNSIGNED_PAYLOAD,
                     service=s3.signing_service(url),
                 )
-        if proxy is not None and url.scheme == "http":  # absolute-form, RFC 9112 section 3.2.2
-            return request_head(method, str(url), [*fields, *proxy.fields, *carried])
-        return request_head(method, url.target, fields + carried)
+        forwarded = proxy is not None and url.scheme == "http"
+        if proxy is not None and forwarded:
+            fields += proxy.fields
+        self._sent.append((url, fields + carried))
+        # absolute-form: RFC 9112 section 3.2.2
+        return request_head(method, str(url) if forwarded else url.target, fields + carried)
 
     async def _perform(
         self, connection: Connection, exchange: Exchange, target: _Target, method: str, head: bytes, body: Body | None
@@ -726,7 +730,7 @@ class Run:
                 self._tell(events.BodyStarted, exchange.plan.body_size, exchange.expect, exchange.continue_wait_s)
 
         def interim(response: Response) -> None:
-            self._tell(events.Continue, response.status, _head_text(response))
+            self._tell(events.Continue, response.status, self._shown(response))
 
         self._error_body.clear()
         on_body = self._sink_body if job.sink is not None and method == job.intent.method else None
@@ -745,7 +749,7 @@ class Run:
             self._tell(
                 events.Response,
                 reply.response.status,
-                _head_text(reply.response),
+                self._shown(reply.response),
                 exchange.body_sent,
                 connection.send_path,
             )
@@ -762,6 +766,10 @@ class Run:
             sink(view)
         else:
             self._error_body += view[: max(0, limits.ERROR_BODY_MAX_BYTES - len(self._error_body))]
+
+    def _shown(self, response: Response) -> str:
+        """Its head, without what the server echoes of ours."""
+        return s3.without_secrets(_head_text(response), self._secrets())
 
     def _learn(self, facts: OriginFacts, exchange: Exchange, response: Response) -> None:
         facts.speaks_http10 = response.version == (1, 0)

@@ -116,12 +116,12 @@ class ObjectInfo:
 @dataclass(frozen=True, slots=True)
 class Response:
     """A plain HTTP answer, of `Client.request`. `headers` has lower-case names, repeated fields joined by ", "; `body` is
-    what came, not decoded; `url` is the last hop's, redacted."""
+    what came, not decoded; both may hold secrets, and are in no repr. `url` is the last hop's, redacted."""
 
     status: int
     reason: str
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
     url: str
     hops: tuple[Hop, ...] = ()
 

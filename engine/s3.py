@@ -592,7 +592,7 @@ def error_for(
     (x-amz-request-id, x-amz-id-2), which HEAD answers have too. `secrets`: values that are cut out should the server echo them.
     """
     code = document.code
-    said = printable(_without(document.message, secrets), limits.SERVER_MESSAGE_MAX_CHARS)
+    said = printable(without_secrets(document.message, secrets), limits.SERVER_MESSAGE_MAX_CHARS)
     kind = _error_class(status, code, conditional)
     hint = _HINTS.get(code) or _STATUS_HINTS.get(status, "")
     if kind is PreconditionFailed and maybe_own:
@@ -625,7 +625,7 @@ def _error_class(status: int, code: str, conditional: bool) -> type[ResponseErro
     return ResponseError
 
 
-def _without(text: str, secrets: Iterable[str]) -> str:
+def without_secrets(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         for form in (secret, quote(secret, safe="")):
             if len(form) >= 4:  # shorter ones would only tear holes into words

@@ -38,6 +38,7 @@ _SECRET_QUERY = re.compile(
     re.IGNORECASE,
 )
 REDACTED = "REDACTED"
+_SECRET_MIN_CHARS = 8  # cut out of a text, shorter ones would tear holes into words
 
 
 class Origin(NamedTuple):
@@ -370,6 +371,22 @@ def redact_head(head: bytes) -> str:
         elif lowered in ("location", "content-location", "referer"):
             lines[i] = f"{name}:{_redact_location(value)}"
     return "\r\n".join(lines)
+
+
+def secret_values(url: Url, fields: Iterable[Field]) -> list[str]:
+    """What `redact_head` hides of a request, for cutting it out of what the server says."""
+    found = [parameter.partition("=")[2] for parameter in re.split("[&;]", url.query or "") if _is_secret(parameter)]
+    for name, value in fields:
+        if name.lower() in SECRET_FIELDS or _SECRET_QUERY.search(name):
+            found += [
+                value,
+                *re.split("[ ,=]+", value)[1:],
+            ]  # of "Basic …" and "Signature=…" the later words alone, too
+    return [secret for secret in found if len(secret) >= _SECRET_MIN_CHARS]
+
+
+def _is_secret(parameter: str) -> bool:
+    return _redact_parameter(parameter) != parameter
 
 
 def _redact_location(value: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import io
 import os
 import socket
@@ -11,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ MIB = limits.MIB
 ONCE = engine.Retry(max_attempts=1)
 
 
-# --- hashes, and cancelling while they run -----------------------------------------------------------------------------------
+# --- hashes, and cancelling while they run ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -161,7 +164,7 @@ def test_the_library_of_checksums_is_not_imported_on_the_loop(client_of: Make, r
     subprocess.run([sys.executable, "-c", script, *given], check=True, timeout=30)
 
 
-# --- progress and events -----------------------------------------------------------------------------------------------------
+# --- progress and events ---------------------------------------------------------------------------------------------
 
 
 def test_progress_ends_at_the_total_on_the_last_hop(client_of: Make, run: Run, big_file: Path) -> None:
@@ -234,7 +237,7 @@ def test_a_get_in_which_nothing_comes_any_more_is_a_stall(run: Run) -> None:
     assert caught.value.stage == "answer"
 
 
-# --- what is asked before anything is sent --------------------------------------------------------------------------------
+# --- what is asked before anything is sent ---------------------------------------------------------------------------
 
 
 def test_without_credentials_nobody_is_connected_to(run: Run) -> None:
@@ -355,7 +358,7 @@ def test_arrays_of_any_type_are_sent_as_the_bytes_they_are(
     assert server.object("store", "array").content() == source.tobytes()
 
 
-# --- sinks -------------------------------------------------------------------------------------------------------------------
+# --- sinks -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
@@ -467,7 +470,7 @@ def test_a_sink_that_takes_part_of_a_piece_gets_the_rest(client_of: Make, run: R
     assert sink.data == b"0123456789"
 
 
-# --- trailers ----------------------------------------------------------------------------------------------------------------
+# --- trailers --------------------------------------------------------------------------------------------------------
 
 NAMED = ["crc64nvme", "crc32c", "crc32", "sha256"]
 
@@ -602,3 +605,359 @@ def test_a_redirect_to_a_presigned_url_does_not_take_a_trailer_along(run: Run) -
         run(main(url))
     assert (caught.value.reason, caught.value.body_bytes_sent) == ("trailer-unsigned", 0)
     assert "5ec7e7" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["put", "request"])
+def test_a_signed_payload_is_hashed_whatever_call_sends_it(
+    client_of: Make, run: Run, server: Server, big_file: Path, how: str
+) -> None:
+    async def main() -> int:
+        async with client_of(config=engine.Config(payload_signing="sha256")) as client:
+            if how == "put":
+                return (await client.put(big_file, "s3://store/signed-payload")).status
+            url = f"{server.store_url}/store/signed-payload"
+            return (await client.request("PUT", url, sign="s3", body=big_file)).status
+
+    assert run(main()) == 200
+    record = server.records()[-1]
+    assert record.get("x-amz-content-sha256") == server.object("store", "signed-payload").sha256
+    assert record.signature == "ok"
+
+
+@pytest.mark.parametrize("status", [204, 304, 404, 500])
+def test_any_final_status_of_a_plain_request_is_a_result(run: Run, status: int) -> None:
+    def answer(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(f"HTTP/1.1 {status} So\r\nETag: e\r\n".encode())
+        connection.sendall(b"\r\n" if status in (204, 304) else b"Content-Length: 3\r\n\r\nabc")
+        connection.recv(1)
+
+    async def main(url: str) -> engine.Response:
+        async with engine.Client() as client:
+            return await client.request("get", f"{url}/key", headers={"If-None-Match": '"e"'})
+
+    with raw_server(answer) as url:
+        response = run(main(url))
+    assert (response.status, response.headers["etag"], response.reason) == (status, "e", "So")
+    assert response.body == (b"" if status in (204, 304) else b"abc")
+
+
+def test_an_answer_that_is_too_long_to_be_held_is_an_error_of_usage(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RESPONSE_BODY_MAX_BYTES", 1000)
+
+    def endless(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.sendall(bytes(65536))
+
+    async def main(url: str) -> None:
+        async with engine.Client() as client:
+            await client.request("GET", f"{url}/key")
+
+    with raw_server(endless) as url, pytest.raises(engine.UsageError, match="longer than 1000 bytes"):
+        run(main(url))
+
+
+# --- loops, threads, forks -------------------------------------------------------------------------------------------
+
+
+def test_a_client_on_a_second_loop_says_so(client_of: Make, run: Run) -> None:
+    client = client_of()
+    closed: list[str] = []
+
+    async def one() -> None:
+        await client.put(b"abc", "s3://store/loops")
+
+    async def two() -> None:
+        with pytest.raises(engine.UsageError, match="belongs to the event loop"):
+            await client.put(b"abc", "s3://store/loops")
+        with pytest.raises(engine.UsageError, match="closed on the event loop"):
+            await client.close()
+        closed.append("not")
+
+    async def both() -> None:
+        await one()
+        thread = threading.Thread(target=lambda: asyncio.run(two()))
+        thread.start()
+        while thread.is_alive():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await one()  # the client goes on
+        await client.close()
+
+    run(both())
+    assert closed == ["not"]
+
+
+def test_put_works_from_many_threads_at_once(server: Server) -> None:
+    results: list[engine.PutResult] = []
+
+    def work(number: int) -> None:
+        data = bytes([number]) * 200_000
+        results.extend(
+            engine.put(data, f"s3://redirect-307.threads/{number}-{turn}", **server.options) for turn in range(3)
+        )
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result.checksum_verified for result in results] == [True] * 24
+    assert all(server.object("redirect-307.threads", f"{n}-2").content() == bytes([n]) * 200_000 for n in range(8))
+
+
+def test_put_inside_a_running_loop_names_the_other_call(server: Server, run: Run) -> None:
+    async def main() -> None:
+        engine.put(b"abc", "s3://store/key", **server.options)
+
+    with pytest.raises(engine.UsageError, match="put_async"):
+        run(main())
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_forked_child_has_connections_of_its_own_and_the_parent_goes_on(loop: str, tmp_path: Path) -> None:
+    """The child uses, closes or drops the client that it inherited: the parent's connection notices none of it."""
+    per_connection: list[list[bytes]] = []
+
+    def record(connection: socket.socket) -> None:
+        mine: list[bytes] = []
+        per_connection.append(mine)
+        while (request := read_request(connection))[0]:
+            mine.append(request[1][:6])
+            connection.sendall(OK)
+
+    script = textwrap.dedent(
+        """
+        import asyncio, gc, os, sys
+        import engine, uvloop
+        url, run = sys.argv[1], {"uvloop": uvloop.run, "asyncio": asyncio.run}[sys.argv[2]]
+
+        async def put(client, data):
+            assert (await client.put(data, url + "/key")).status == 200
+
+        async def child_uses(client):
+            await put(client, b"child1" * 300_000)
+            await put(client, b"child2")
+            await client.close()
+
+        async def parent():
+            client = engine.Client(config=engine.Config(max_idle_s=60))
+            await put(client, b"parent")
+            for what in ("uses", "closes", "drops"):
+                pid = os.fork()
+                if pid == 0:
+                    code = 1
+                    try:
+                        asyncio.set_event_loop(None)
+                        if what == "uses":
+                            run(child_uses(client))
+                        elif what == "closes":
+                            run(client.close())
+                        del client
+                        gc.collect()
+                        code = 0
+                    finally:
+                        os._exit(code)
+                assert os.waitpid(pid, 0)[1] == 0, what
+                await put(client, b"parent" * 300_000)
+            await client.close()
+
+        run(parent())
+        """
+    )
+    with raw_server(record, record) as url:
+        subprocess.run([sys.executable, "-c", script, url, loop], check=True, timeout=60)
+    assert sorted(per_connection) == [[b"child1", b"child2"], [b"parent"] * 4]
+
+
+# --- what is remembered ----------------------------------------------------------------------------------------------
+
+
+def test_the_second_put_to_a_bucket_goes_to_its_region_at_once(client_of: Make, run: Run, server: Server) -> None:
+    async def main() -> list[list[int]]:
+        async with client_of() as client:
+            results = [await client.put(b"x" * 100_000, f"s3://region-301.remembered/{number}") for number in range(3)]
+            return [[hop.status for hop in result.hops] for result in results]
+
+    statuses = run(main())
+    assert statuses[0][-1] == 200
+    assert len(statuses[0]) > 1
+    assert statuses[1:] == [[200], [200]]
+
+
+def test_a_region_that_is_contradicted_is_forgotten(client_of: Make, run: Run, server: Server) -> None:
+    async def main() -> tuple[list[int], str]:
+        async with client_of() as client:
+            client._shared.regions.learn("region-400.wrong", "eu-central-1")
+            result = await client.put(b"x" * 100_000, "s3://region-400.wrong/key")
+            return [hop.status for hop in result.hops], client._shared.regions.get("region-400.wrong")
+
+    statuses, region = run(main())
+    assert (statuses, region) == ([400, 200], "sandbox-2")
+
+
+def test_the_environment_is_read_when_a_call_is_made(run: Run, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> engine.PutResult:
+        async with engine.Client() as client:  # nothing is set yet
+            for name, value in server.sandbox.environment.items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.store_url)
+            return await client.put(b"abc", "s3://store/environment")
+
+    assert run(main()).url.startswith(server.store_url)
+
+
+# --- credentials and clocks ------------------------------------------------------------------------------------------
+
+
+def test_expired_credentials_are_asked_for_again_once(run: Run) -> None:
+    asked: list[int] = []
+
+    async def credentials() -> engine.Credentials:
+        asked.append(len(asked))
+        return engine.Credentials(f"access{len(asked)}", "secret", token="token")
+
+    heads: list[bytes] = []
+
+    def expired(connection: socket.socket) -> None:
+        heads.append(read_head(connection))
+        body = b"<Error><Code>ExpiredToken</Code></Error>"
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connection.recv(1)
+
+    def store(connection: socket.socket) -> None:
+        heads.append(read_request(connection)[0])
+        connection.sendall(OK)
+
+    async def main(url: str) -> engine.PutResult:
+        async with engine.Client(endpoint_url=url, credentials=credentials, region="r-1") as client:
+            return await client.put(bytes(100_000), "s3://bucket/key")
+
+    with raw_server(expired, store) as url:
+        result = run(main(url))
+    assert [hop.status for hop in result.hops] == [400, 200]
+    assert result.body_bytes_sent == 100_000
+    assert [b"Credential=access1/" in heads[0], b"Credential=access2/" in heads[1]] == [True, True]
+    asked.clear()
+    with raw_server(expired, expired) as url, pytest.raises(engine.ResponseError) as caught:
+        run(main(url))
+    assert (caught.value.code, len(asked)) == ("ExpiredToken", 2)
+
+
+@pytest.mark.parametrize("offset_s", [3600, -86400])
+def test_a_clock_that_is_off_is_corrected_once_for_the_client(run: Run, offset_s: int) -> None:
+    with engine.sandbox.start(clock_offset_s=offset_s) as running:
+
+        async def main() -> list[list[int]]:
+            options = {"endpoint_url": running.store_url, "region": running.region, "credentials": running.credentials}
+            async with engine.Client(**options) as client:
+                first = await client.put(b"x" * 100_000, "s3://bucket/key")
+                info = await client.head("s3://bucket/key")
+            async with engine.Client(**options) as client:  # a HEAD has no code to tell
+                other = await client.head("s3://bucket/key")
+            return [[hop.status for hop in hops] for hops in (first.hops, info.hops, other.hops)]
+
+        assert run(main()) == [[403, 200], [200], [403, 200]]
+
+
+def test_a_412_after_an_attempt_whose_answer_was_lost_may_be_our_own(run: Run) -> None:
+    def lose(connection: socket.socket) -> None:
+        read_request(connection)
+
+    def withhold(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
+
+    def conflict(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 412 Precondition Failed\r\nContent-Length: 0\r\n\r\n")
+
+    quick = engine.Retry(base_s=0.01)
+    for first, maybe_own in ((lose, True), (withhold, False)):
+        with raw_server(first, conflict) as url, pytest.raises(engine.PreconditionFailed) as caught:
+            run(engine.put_async(bytes(100_000), f"{url}/key", if_none_match="*", retry=quick))
+        assert ("may have stored the object itself" in str(caught.value)) is maybe_own
+
+
+@pytest.mark.parametrize(("seconds", "attempts"), [(1, 2), (600, 1)])
+def test_retry_after_is_honoured_up_to_a_minute(run: Run, seconds: int, attempts: int) -> None:
+    def busy(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(f"HTTP/1.1 503 Slow\r\nRetry-After: {seconds}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    began = time.monotonic()
+    with raw_server(*[busy] * attempts) as url, pytest.raises(engine.ResponseError) as caught:
+        run(engine.put_async(b"abc", f"{url}/key", retry=engine.Retry(max_attempts=2, base_s=0)))
+    assert (caught.value.attempts, caught.value.retry_after_s) == (attempts, seconds)
+    assert time.monotonic() - began >= attempts - 1
+
+
+# --- nothing shown holds a secret ------------------------------------------------------------------------------------
+
+
+def test_no_secret_is_in_anything_that_is_shown(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that echoes all it was sent, a presigned query, a customer key, a token and a proxy's password."""
+    secrets = [
+        "S3cretKey0001",
+        "T0kenT0ken0001",
+        "Pr0xyPassw0rd",
+        "5ec7e75ec7e7",
+        "c3VwZXJzZWNyZXRjdXN0b21lcmtleTMyYnl0ZXNsb25n",
+    ]
+    customer_key = b"supersecretcustomerkey32byteslon"
+    told: list[Any] = []
+
+    def echo(connection: socket.socket) -> None:
+        head = read_head(connection)
+        if not head:
+            return
+        knows = b" S3cretKey0001" if b"/bucket/" in head else b""
+        body = b"<Error><Code>Odd</Code><Message>" + head.replace(b"<", b"") + knows + b"</Message></Error>"
+        echoed = head.split(b"\r\n")[0].split(b" ")[1]
+        connection.sendall(
+            b"HTTP/1.1 403 Forbidden\r\nX-Request: " + echoed + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
+        connection.recv(1)
+
+    async def main(url: str, proxy: str) -> list[str]:
+        shown: list[str] = []
+        credentials = engine.Credentials("ACCESSKEY", secrets[0], token=secrets[1])
+        config = engine.Config(proxy=proxy)
+        client = engine.Client(endpoint_url=url, credentials=credentials, region="r-1", config=config)
+        async with client:
+            calls = [
+                client.put(bytes(100_000), "s3://bucket/key", on_event=told.append, sse_customer_key=customer_key),
+                client.put(bytes(100_000), f"{url}/key?X-Amz-Signature={secrets[3]}", on_event=told.append),
+                client.put(
+                    b"abc", f"{url}/key", headers={"Authorization": f"Bearer {secrets[1]}"}, on_event=told.append
+                ),
+                client.head(f"{url}/key?token={secrets[1]}"),
+                client.put([b"abc"], f"{url}/key?sig={secrets[3]}", size=3, total_timeout_s=0.0001),
+            ]
+            for call in calls:
+                try:
+                    shown.append(repr(await call))
+                except engine.EngineError as error:  # noqa: PERF203
+                    shown += [
+                        "".join(traceback.format_exception(error)),
+                        repr(error),
+                        repr(vars(error)),
+                        repr(error.hops),
+                    ]
+            response = await client.request("GET", f"{url}/key?token={secrets[1]}", headers={"Cookie": secrets[1]})
+            shown.append(repr(response))
+            transfer = client.start_put(b"abc", f"{url}/key?token={secrets[1]}")
+            shown += [repr(transfer), repr(client), repr(config), repr(credentials), repr(transfer.progress)]
+            with contextlib.suppress(engine.EngineError):
+                await transfer
+        return shown
+
+    caplog.set_level(0)
+    with raw_server(*[echo] * 10) as url:
+        shown = run(main(url, url.replace("http://", f"http://me:{secrets[2]}@")))
+    encoded = [base64.b64encode(f"me:{secrets[2]}".encode()).decode(), base64.b64encode(customer_key).decode()]
+    for text in (*shown, repr(told), caplog.text):
+        for secret in (*secrets, *encoded):
+            assert secret not in text, text
+    assert "REDACTED" in repr(told)

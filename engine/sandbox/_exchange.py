@@ -47,7 +47,8 @@ class Quirks:
 class Exchange:
     """A request whose head was read. The handler reads the body (or not) and answers exactly once.
 
-    Attributes a handler may set: `quirks`, and `then` ("keep", "close" or "reset": what becomes of the connection).
+    Attributes a handler may set: `quirks`, `then` ("keep", "close" or "reset": what becomes of the connection), and
+      `clock_offset_s` (how wrong the Date is).
     """
 
     def __init__(self, request: Request, record: Record, wire: Wire, early: bytearray) -> None:
@@ -56,6 +57,7 @@ class Exchange:
         self.wire = wire
         self.quirks = Quirks(http10=request.version == "1.0")
         self.then = "close" if request.wants_close else "keep"
+        self.clock_offset_s = 0.0
         self.request_id = record.request_id = secrets.token_hex(8).upper()
         self.host_id = secrets.token_urlsafe(42)
         self._early = early  # read behind the head; what is behind the body stays for the next request
@@ -236,7 +238,7 @@ class Exchange:
         if self.quirks.http10 and self.then == "keep":
             self.then = "close"
         own = [
-            ("Date", email.utils.formatdate(usegmt=True)),
+            ("Date", email.utils.formatdate(time.time() + self.clock_offset_s, usegmt=True)),
             ("Server", "putengine-sandbox"),
             ("x-amz-request-id", self.request_id),
             ("x-amz-id-2", self.host_id),

@@ -80,6 +80,7 @@ class Store:
     def authenticate(self, exchange: Exchange, region: str) -> str:
         """Raises SignatureRefused; notes the verdict in the record either way."""
         options, request, record = self.options, exchange.request, exchange.record
+        exchange.clock_offset_s = options.clock_offset_s
         now = datetime.now(timezone.utc) + timedelta(seconds=options.clock_offset_s)
         record.signed_region = claimed_region(request)
         try:
