@@ -23,7 +23,8 @@ class Hop:
       continue_wait_s: seconds between the last head byte leaving and the go-ahead, final answer or end of the wait.
       outcome: "stored" (2xx after the whole body), "answered" (2xx, no body was to be sent), "redirected",
         "region" (301/400 that named another region), "retried", "refused" (final status, shown in `status`),
-        "early-success" (2xx before the whole body: an error), "lost", "timed-out", "cancelled", "source-changed".
+        "early-success" (2xx before the whole body: an error), "lost", "timed-out", "cancelled", "source-changed", "failed" (no
+        connection came about, or the source could not be read).
       seconds: wall time of the hop, waiting for a connection included.
     """
 
