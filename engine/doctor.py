@@ -121,7 +121,7 @@ class _Observer:
         self.seen: list[_Seen] = []
         self.redirects: list[events.Redirect] = []
         self.resolve_s: float | None = None
-        self._also = also
+        self.also = also
 
     def on_event(self, event: events.Event) -> None:
         if isinstance(event, events.Resolved) and self.resolve_s is None:
@@ -132,8 +132,8 @@ class _Observer:
             self.redirects.append(event)
         elif self.seen:
             _note(self.seen[-1], event)
-        if self._also is not None:
-            self._also(event)
+        if self.also is not None:
+            self.also(event)
 
 
 def _note(seen: _Seen, event: events.Event) -> None:
@@ -509,6 +509,8 @@ class _Examination:
             "redirects", "bad" if wasted else "good", f"{way}{when} (answered in {format_seconds(waited_s)})", **facts
         )
         wait_s = limits.CONTINUE_TIMEOUT_S
+        if wasted:
+            self._expect, self._patience_s = "never", wait_s
         if not wasted and waited_s > wait_s * 0.8:
             self._slow(waited_s, wait_s)
         there = parse_url(events_[-1].url)
@@ -590,9 +592,11 @@ class _Examination:
         checked: list[str] = []
         ignored: list[str] = []
         refused: list[str] = []
-        for algorithm in checksums.ALGORITHMS:
-            self._tell(f"putting with a {algorithm} that is wrong")
-            await self._judge_checksum(algorithm, checked, ignored, refused)
+        self._tell("putting with checksums that are wrong")
+        judging = (self._judge_checksum(name, checked, ignored, refused) for name in checksums.ALGORITHMS)
+        await asyncio.gather(*judging)
+        for found in (checked, ignored, refused):
+            found.sort(key=checksums.ALGORITHMS.index)
         facts |= {"checked": checked, "ignored": ignored, "refused": refused}
         told = ((checked, "checked when sent along"), (ignored, "ignored when sent along"), (refused, "refused"))
         words = [f"{', '.join(names)} {how}" for names, how in told if names]
@@ -609,7 +613,9 @@ class _Examination:
     async def _judge_checksum(self, algorithm: str, checked: list[str], ignored: list[str], refused: list[str]) -> None:
         """Sends a sum that is right, then one that is not: who takes both looks at neither."""
         try:
-            await self._again(_SMALL, checksum=algorithm)
+            await self._again(
+                _SMALL, checksum=algorithm, on_event=self._observer.also
+            )  # four at a time: their events would mix
         except EngineError:
             refused.append(algorithm)
             return
@@ -618,7 +624,7 @@ class _Examination:
         name = checksums.header_name(algorithm)
         headers = {**(self._options.get("headers") or {}), name: wrong.digest_base64()}
         try:
-            await self._again(_SMALL, checksum=None, headers=headers)
+            await self._again(_SMALL, checksum=None, headers=headers, on_event=self._observer.also)
         except ResponseError:
             checked.append(algorithm)
         except EngineError:
