@@ -39,6 +39,7 @@ LAYERS = [
     "retry",
     "config",
     "sinks",
+    "turns",
     "request",
     "client",
     "sandbox",
