@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.client import Client
 
 PROGRAM: Final = "putengine"
-COMMANDS: Final = ("put", "head", "delete", "get", "sandbox", "demo", "config")
+COMMANDS: Final = ("put", "head", "delete", "get", "doctor", "sandbox", "demo", "config")
 
 DESCRIPTION: Final = """\
 Puts multi-GB files into S3 and anything that speaks like it: asks first, follows
@@ -29,6 +29,7 @@ commands:
   get URL [FILE|-]    fetch an object
   head URL            what the server says of an object
   delete URL          delete an object
+  doctor URL          what an endpoint can do, and which options fit it
   demo [FILE]         a file is refused, redirected, sent once: with the proof
   sandbox             two S3 endpoints on loopback to try things on
   config --explain    every setting, its value and where it came from
@@ -253,11 +254,26 @@ def build_parser() -> argparse.ArgumentParser:
     get = command("get", "URL [FILE|-]", "Fetch an object.", _add_customer_key, *calls)
     get.add_argument("url", metavar="URL")
     get.add_argument("file", metavar="FILE", nargs="?", default="", help="where to; - or nothing: standard output")
+    _add_doctor(command("doctor", "URL", "Find out what an endpoint can do, and which options fit it.", *calls))
     _add_sandbox(command("sandbox", "", "Run two S3 endpoints on loopback, until Ctrl-C: one redirects, one stores."))
     _add_demo(command("demo", "[FILE]", "Watch a real file being refused, redirected and sent once, on loopback."))
     config = command("config", "", "Show the settings that a call would have.", _add_asking, *calls)
     config.add_argument("--explain", action="store_true", help="and where each came from; looks for credentials")
     return parser
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "url",
+        metavar="URL",
+        help="s3://bucket/prefix/ or http://…/folder/; a small object of a name of its own is written there, and deleted",
+    )
+    parser.add_argument(
+        "--read-only", action="store_true", help="write nothing; what takes a PUT to find out stays open"
+    )
+    parser.add_argument(
+        "--wait", type=seconds, metavar="S", help="for a go-ahead, before the body goes anyway (default: 8)"
+    )
 
 
 def _add_sandbox(parser: argparse.ArgumentParser) -> None:
@@ -381,6 +397,20 @@ def make_client(args: argparse.Namespace) -> Client:
         profile=args.profile,
         config=engine.Config(**config_options(args)),
     )
+
+
+def server_words(args: argparse.Namespace) -> list[str]:
+    """The options that say which server and who asks, as they were given: for a command line that can be copied. Fields of
+    --header are left out, they may be secret."""
+    words: list[str] = []
+    for name in ("endpoint_url", "region", "profile", "sign", "addressing", "ca_bundle"):
+        if (value := _given(args, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    for name in ("no_sign_request", "request_payer", "allow_downgrade"):
+        words += [f"--{name.replace('_', '-')}"] if _given(args, name) else []
+    for host in args.redirect_host or ():
+        words += ["--redirect-host", host]
+    return words
 
 
 def call_options(args: argparse.Namespace) -> dict[str, Any]:

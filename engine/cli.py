@@ -436,6 +436,39 @@ def _get(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+# --- doctor -------------------------------------------------------------------------------------------------------------
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from engine import doctor
+
+    screen = _Screen(args)
+    options = arguments.call_options(args)
+    asked: list[str] = [""]
+
+    async def examine(client: Client) -> doctor.Report:
+        examining = doctor.examine(
+            client,
+            args.url,
+            read_only=args.read_only,
+            wait_s=doctor.WAIT_S if args.wait is None else args.wait,
+            options=options,
+            on_event=screen.on_event,
+            tell=lambda text: asked.__setitem__(0, text),
+        )
+        return await _watched(examining, lambda: screen.line.show(f"{asked[0]} …"))
+
+    report: doctor.Report = _call(args, screen, examine)
+    command = doctor.command(report, arguments.server_words(args))
+    error = report.error
+    code = EXIT_OK if error is None else exit_code(error)
+    found = {**_plain(report), "command": command, "error": error_json(error) if error is not None else None}
+    screen.report(found, doctor.lines(report, command, screen.paint))
+    if error is not None:
+        _complain(error_text(error))
+    return code
+
+
 # --- sandbox, demo, config ----------------------------------------------------------------------------------------------
 
 
@@ -484,6 +517,7 @@ _COMMANDS: Final = {
     "head": _head,
     "delete": _delete,
     "get": _get,
+    "doctor": _doctor,
     "sandbox": _sandbox,
     "demo": _demo,
     "config": _config,

@@ -24,6 +24,7 @@ from engine.request import Job, Outcome, Run, Shared, total_timed_out, within
 from engine.results import Checksum, ObjectInfo, Progress, PutResult, Response
 from engine.retry import Retry
 from engine.sinks import Collector, OpenSink, Sink, open_sink
+from engine.turns import Turns
 from engine.wire import Field, Url, caller_fields
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Transfer:
     @property
     def progress(self) -> Progress:
         run = self._state.run
-        return run.progress() if run is not None else Progress(0, None, "hashing", 1, 1)
+        return run.progress() if run is not None else Progress(0, None, self._state.phase, 1, 1)
 
     def done(self) -> bool:
         return self._task.done()
@@ -130,7 +131,11 @@ class Transfer:
 
 @dataclasses.dataclass
 class _PutState:
+    """`phase` and `began` are those of a put that has no Run yet."""
+
     run: Run | None = None
+    phase: str = "connecting"  # waits in line
+    began: float = dataclasses.field(default_factory=monotonic)
 
 
 class Client:
@@ -215,12 +220,16 @@ class Client:
         sink: a path (written beside it and renamed when complete), a binary file opened for writing, or a function called
           with a memoryview that is valid during the call.
         """
-        target = open_sink(sink)
+        turns = await self._turn(destination, options, monotonic())
         try:
-            await self._simple("GET", destination, options, sink=target)
-            target.commit()
+            target = open_sink(sink)
+            try:
+                await self._simple("GET", destination, options, sink=target)
+                target.commit()
+            finally:
+                target.discard()
         finally:
-            target.discard()
+            turns.give_back()
         return target.count
 
     async def request(
@@ -273,14 +282,34 @@ class Client:
             job = dataclasses.replace(job, sink=sink.write, rewind_sink=sink.rewind)
         return await Run(self._shared, job).run()
 
+    async def _turn(self, destination: str, options: CallOptions, began: float) -> Turns:
+        """Wait in line for leave to open a source or a sink: thousands may be started at once. The caller gives it back."""
+        turns = self._shared.turns
+        if not turns.try_take():
+            shown = self._place(destination, options).shown  # what is wrong with it is said at once
+            total_s = self._config_of(options).total_timeout_s
+            try:
+                await turns.take(None if total_s is None else began + total_s - monotonic())
+            except TimeoutError:
+                raise total_timed_out(shown, total_s or 0.0, "connect") from None
+        return turns
+
     async def _put(self, source: Source, destination: str, options: PutOptions, state: _PutState) -> PutResult:
         _check_options(options, PutOptions)
+        turns = await self._turn(destination, options, state.began)
+        try:
+            return await self._put_in_turn(source, destination, options, state)
+        finally:
+            turns.give_back()
+
+    async def _put_in_turn(self, source: Source, destination: str, options: PutOptions, state: _PutState) -> PutResult:
+        state.phase = "hashing"
         place = self._place(destination, options)
         fields = _request_fields(options, signed=place.signed)
         body = open_body(source, offset=options.get("offset"), size=options.get("size"))
         digest: hashing.Digest | None = None
         checksum: Checksum | None = None
-        verified, began = False, monotonic()
+        verified, began = False, state.began
         try:
             algorithm = options.get("checksum", "auto")
             if algorithm is not None and algorithm != "auto":

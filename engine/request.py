@@ -45,6 +45,7 @@ from engine.pool import Acquired, AddressCheck, AddressRefused, Pool
 from engine.proxy import Proxy, choose_proxy
 from engine.results import ExpectOutcome, Hop, Progress, SendPath, Timings
 from engine.tls import Tls
+from engine.turns import Turns
 from engine.wire import Field, Origin, Url, is_address, redact_head, request_head, secret_values
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Shared:
         self._max_idle_s = config.max_idle_s
         self._tls = Tls(config.tls)
         self._pool: Pool | None = None
+        self._turns: Turns | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self._closed = False
@@ -82,10 +84,18 @@ class Shared:
         self._disinherit()
         if self._pool is None:
             self._pool = Pool(max_connections=self._max_connections, max_idle_s=self._max_idle_s, tls=self._tls)
+            self._turns = Turns(limits.SOURCES_PER_CONNECTION * self._max_connections)
             self._loop, self._pid = loop, os.getpid()
         elif self._loop is not loop:
             raise UsageError("a Client belongs to the event loop it was first used on; make one for each loop")
         return self._pool
+
+    @property
+    def turns(self) -> Turns:
+        """Taken before a source is opened. Raises as `pool`."""
+        self.pool()
+        assert self._turns is not None
+        return self._turns
 
     def facts(self, origin: Origin) -> OriginFacts:
         found = self._origins.get(origin)

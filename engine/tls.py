@@ -175,15 +175,19 @@ class Tls:
         self._context = option if isinstance(option, ssl.SSLContext) else None
         self._sessions: OrderedDict[Origin, Resumable] = OrderedDict()
 
+    async def context(self) -> ssl.SSLContext:
+        """What servers are verified by. Raises UsageError for a bundle that cannot be used."""
+        if self._context is None:  # reading the system's store takes 50 ms
+            loop = asyncio.get_running_loop()
+            self._context = await loop.run_in_executor(None, _default_context, self._path)
+        return self._context
+
     async def connect(self, origin: Origin, sock: socket.socket) -> Session:
         """Shake hands on a connected non-blocking socket, which stays the caller's.
 
         Raises ConnectFailed, retryable only when the network failed; UsageError for a context or bundle that cannot be used.
         """
-        loop = asyncio.get_running_loop()
-        context = self._context
-        if context is None:  # reading the system's store takes 50 ms
-            context = self._context = await loop.run_in_executor(None, _default_context, self._path)
+        loop, context = asyncio.get_running_loop(), await self.context()
         resume = self._sessions.get(origin)
         try:
             session = Session(context, origin.host, resume)

@@ -39,13 +39,14 @@ LAYERS = [
     "retry",
     "config",
     "sinks",
+    "turns",
     "request",
     "client",
     "sandbox",
     "cli",
 ]
 # Part of the command line, in this order below cli; not layers of the engine.
-CLI_PARTS = ["arguments", "display", "interrupt", "explain", "demo"]
+CLI_PARTS = ["arguments", "display", "interrupt", "explain", "demo", "doctor"]
 ORDER = LAYERS[:-1] + CLI_PARTS + LAYERS[-1:]
 
 PURE = ["wire", "exchange", "redirect", "retry", "signing", "s3"]
