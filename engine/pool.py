@@ -103,6 +103,10 @@ class Pool:
             await self._wait_in_line(first=our_turn)
             our_turn = True
 
+    def take_at_once(self, origin: Origin) -> Connection | None:
+        """An idle connection to `origin`, if `acquire` would give one without waiting."""
+        return None if self._closed or self._waiters else self._take_idle(origin, None)
+
     def release(self, connection: Connection, fate: Fate) -> None:
         """Give back what `acquire` gave, with the fate that the exchange decided."""
         if self._closed:
