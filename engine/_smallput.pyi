@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from engine._fastparse import ResponseParser
@@ -11,6 +11,10 @@ from engine.wire import Origin
 class Receiver:
     _parser: ResponseParser
     _small: SmallPut | None
+    _exchange: Exchange | None
+    _closed: bool
+    _spoilt: bool
+    _gone: bool
     _timer: asyncio.TimerHandle | None
     _rings_at: float
     body_s: float
@@ -19,6 +23,8 @@ class Receiver:
     send_path: SendPath
     def _receive_into(self, buffer: memoryview, create_future: Callable[[], asyncio.Future[None]]) -> None: ...
     def _send_through(self, descriptor: int) -> None: ...
+    @property
+    def usable(self) -> bool: ...
     def get_buffer(self, sizehint: int) -> memoryview: ...
     def buffer_updated(self, nbytes: int) -> None: ...
 
@@ -29,7 +35,7 @@ class Route:
         prefix: str,
         options: Mapping[str, Any],
         config: object,
-        environment: tuple[tuple[bytes, bytes | None], ...],
+        variables: Sequence[str],
     ) -> None: ...
     def use(
         self,
@@ -94,7 +100,6 @@ class SmallPuts:
         shared: object,
         plan: Callable[[str, Any], Route | None],
         known_options: frozenset[str],
-        environment: Callable[[], dict[bytes, bytes] | None],
         reuse: Fate,
     ) -> None: ...
     def begin(self, source: object, destination: object, options: Mapping[str, Any]) -> SmallPut | None: ...

@@ -22,6 +22,8 @@ from libc.string cimport memchr, memcmp, memcpy
 
 from engine._fastparse cimport Response, ResponseParser
 
+import os
+from asyncio import get_running_loop
 from dataclasses import fields
 from time import time
 
@@ -101,7 +103,8 @@ cdef enum Stage:
 cdef class Route:
     """What puts to keys below one URL, made by one client with the same options, have in common. Made by `smallput`.
 
-    `environment`: variables (name, value or None) it was made with. `usable`: False when such puts go the long way.
+    `config`: the client's. `variables`: of the environment, those it depends on: with others it has to be made anew.
+    `usable`: False when such puts go the long way.
     """
 
     cdef object config, origin, provider, exchange_of, make_signer, signer, compute, verify
@@ -114,9 +117,10 @@ cdef class Route:
     cdef double response_timeout_s
     cdef bint usable
 
-    def __init__(self, prefix, options, config, environment):
-        self.prefix, self.options = prefix.encode("ascii"), dict(options)
-        self.config, self.environment = config, environment
+    def __init__(self, prefix, options, config, variables):
+        environ = variables_now()
+        self.prefix, self.options, self.config = prefix.encode("ascii"), dict(options), config
+        self.environment = tuple((name.encode(), environ.get(name.encode())) for name in variables)
 
     def use(self, *, origin, exchange_of, head, path_before, shown_before, is_key, key_max, size_max, response_timeout_s,
             algorithm, compute, verify, provider, make_signer, region, bucket):
@@ -136,13 +140,29 @@ cdef class Route:
         self.provider, self.make_signer, self.region, self.bucket = provider, make_signer, region, bucket
         self.usable = True
 
-    cdef bint holds(self, object config, dict environ):
-        if self.config is not config:
+    cdef int holds(self, client) except -1:
+        """Whether it would be made the same way now."""
+        cdef dict environ
+        if self.config is not client.config:
             return False
+        environ = variables_now()
         for name, value in self.environment:
             if environ.get(name) != value:
                 return False
         return True
+
+
+cdef object known_environ = None
+cdef dict known_variables = {}
+
+
+cdef dict variables_now():
+    """What os.environ reads, without its encoding and decoding, which cost a µs for each name."""
+    global known_environ, known_variables
+    environ = os.environ
+    if environ is not known_environ:
+        known_environ, known_variables = environ, environ._data
+    return known_variables
 
 
 cdef class Receiver:
@@ -150,7 +170,8 @@ cdef class Receiver:
 
     cdef public ResponseParser _parser
     cdef public SmallPut _small  # the one in flight, until it is over or taken over
-    cdef public object _timer
+    cdef public object _timer, _exchange
+    cdef public bint _closed, _spoilt, _gone
     cdef public double _rings_at, body_s, connect_s
     cdef public int used
     cdef public str send_path
@@ -173,6 +194,11 @@ cdef class Receiver:
     def _send_through(self, int descriptor):
         """The descriptor small puts leave by; -1 for none."""
         self._fd = descriptor
+
+    @property
+    def usable(self):
+        """Whether an idle connection can take another exchange. (It may still turn out to be dead.)"""
+        return not (self._closed or self._spoilt or self._gone) and self._exchange is None and self._small is None
 
     def get_buffer(self, Py_ssize_t sizehint):
         return self._buffer
@@ -268,7 +294,7 @@ cdef class SmallPut:
             return None
         response = self.connection._parser.response
         if self.value is not None:
-            checksum = Checksum(route.algorithm, self.value)
+            checksum = tuple.__new__(Checksum, (route.algorithm, self.value))
             if response.get(route.header) is not None:
                 try:
                     verified = route.verify(checksum, response, "")
@@ -312,14 +338,14 @@ cdef class SmallPut:
 cdef class SmallPuts:
     """The small puts of one client."""
 
-    cdef object client, shared, plan, environment, reuse
+    cdef object client, shared, plan, reuse
     cdef frozenset known_options
-    cdef dict routes, environ
+    cdef dict routes, origins
     cdef Route last
 
-    def __init__(self, client, shared, plan, known_options, environment, reuse):
-        """`plan(prefix, options)` makes a Route. `environment()` gives the dict behind os.environ, None where it has none."""
-        self.client, self.shared, self.plan, self.environment = client, shared, plan, environment
+    def __init__(self, client, shared, plan, known_options, reuse):
+        """`plan(prefix, options)` makes a Route, None when it cannot be known yet."""
+        self.client, self.shared, self.plan = client, shared, plan
         self.known_options, self.reuse = known_options, reuse
         self.routes = {}
 
@@ -332,9 +358,6 @@ cdef class SmallPuts:
         if not PyUnicode_CheckExact(destination) or not PyUnicode_IS_COMPACT_ASCII(destination):
             return None
         if options and not self.known_options.issuperset(options):
-            return None
-        self.environ = self.environment()
-        if self.environ is None:
             return None
         route = self.route_to(<str>destination, options)
         if route is None:
@@ -358,7 +381,7 @@ cdef class SmallPuts:
             or end - p < PyBytes_GET_SIZE(route.prefix)
             or memcmp(p, PyBytes_AS_STRING(route.prefix), PyBytes_GET_SIZE(route.prefix))
             or (route.options != options if options or route.options else False)
-            or not route.holds(self.client.config, self.environ)
+            or not route.holds(self.client)
         ):
             route = self.found(destination, options)
             if route is None:
@@ -386,7 +409,7 @@ cdef class SmallPuts:
             route = self.routes.get(known)
         except TypeError:
             return None  # an option that is no plain value
-        if route is None or not route.holds(self.client.config, self.environ):
+        if route is None or not route.holds(self.client):
             route = self.plan(prefix, options)
             if route is None:
                 return None
@@ -403,7 +426,9 @@ cdef class SmallPuts:
         put.key = PyUnicode_DecodeASCII(
             PyUnicode_DATA(destination) + PyBytes_GET_SIZE(route.prefix), len(destination) - PyBytes_GET_SIZE(route.prefix), NULL
         )
-        put.pool = self.shared.pool()
+        put.pool = self.pool()
+        if put.pool is None:
+            return None
         put.owner, put.route = self, route
         signature = b"\r\n"
         if route.provider is not None:
@@ -443,6 +468,13 @@ cdef class SmallPuts:
             put.value = route.compute(source)
         return put
 
+    cdef object pool(self):
+        """As `Shared.pool`; None where that would make one or raise."""
+        shared = self.shared
+        if shared._closed or shared._pid != getpid() or shared._loop is not get_running_loop():
+            return None
+        return shared._pool
+
     cdef bytes head(self, SmallPut put, Route route, bytes signature):
         cdef bytes digits = b"%d" % put.size
         return route.head_before + put.key.encode("ascii") + route.head_after + digits + route.head_end + signature
@@ -461,8 +493,9 @@ cdef class SmallPuts:
 
     cdef int learn(self, Route route) except -1:
         """What `Run` learns of a success."""
-        facts = self.shared.facts(route.origin)
-        if facts.speaks_http10:
+        facts = self.shared._origins.get(route.origin)
+        if facts is not None and facts.speaks_http10:
             facts.speaks_http10 = False
-        self.shared.budget.refund()
+        if not self.shared.budget.is_full:
+            self.shared.budget.refund()
         return 0

@@ -112,9 +112,14 @@ class Pool:
         if self._closed:
             connection.close(reset=fate is Fate.RESET)
         elif connection.finish(fate):
-            self._idle.setdefault(connection.origin, []).append((monotonic(), connection))
-            self._schedule_sweep()
-        self._next_in_line()
+            pile = self._idle.get(connection.origin)
+            if pile is None:
+                pile = self._idle[connection.origin] = []
+            pile.append((monotonic(), connection))
+            if self._sweeper is None:
+                self._schedule_sweep()
+        if self._waiters:
+            self._next_in_line()
 
     def _take_idle(self, origin: Origin, check: AddressCheck | None) -> Connection | None:
         """The most recently used one: the older ones get a chance to grow old and be closed."""
@@ -200,8 +205,7 @@ class Pool:
             self._next_in_line()
 
     def _schedule_sweep(self) -> None:
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(self._max_idle_s, self._sweep)
+        self._sweeper = asyncio.get_running_loop().call_later(self._max_idle_s, self._sweep)
 
     def _sweep(self) -> None:
         self._sweeper = None

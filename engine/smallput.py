@@ -30,15 +30,9 @@ PROBE: Final = "x"  # the key that stands for all others
 _OPTIONS: Final = frozenset({"checksum", "content_type", "if_none_match", "storage_class"})
 
 
-def _environment() -> dict[bytes, bytes] | None:
-    """What os.environ reads, without its decoding, which costs a µs for each name; None where it has no such thing."""
-    found = getattr(os.environ, "_data", None)
-    return found if isinstance(found, dict) else None
-
-
 def small_puts(client: Client, shared: Shared, plan: Callable[[str, Any], Route | None]) -> SmallPuts:
     """Of one client. `plan(prefix, options)` makes a route for it."""
-    return SmallPuts(client, shared, plan, _OPTIONS, _environment, Fate.REUSE)
+    return SmallPuts(client, shared, plan, _OPTIONS, Fate.REUSE)
 
 
 def route(
@@ -53,10 +47,8 @@ def route(
 ) -> Route:
     """The route of which `job` is a put of PROBE. `variables`: of the environment, those it depends on. `checks`: whether
     checksum="auto" is computed."""
-    environment = _environment() or {}
-    known = tuple((os.fsencode(name), environment.get(os.fsencode(name))) for name in variables)
     config, intent, url = job.config, job.intent, job.intent.url
-    found = Route(prefix, options, client_config, known)
+    found = Route(prefix, options, client_config, variables)
     base = url.path.removesuffix(PROBE)
     if (
         url.scheme != "http"
@@ -102,7 +94,7 @@ def route(
         size_max=limits.COALESCE_MAX_BYTES if config.expect == "never" else limits.EXPECT_THRESHOLD_BYTES - 1,
         response_timeout_s=config.response_timeout_s,
         algorithm=checksums.AUTO if checks else "",
-        compute=_crc64nvme if checks else None,
+        compute=checksums.whole(checksums.AUTO) if checks else None,
         verify=hashing.verify,
         provider=job.provider,
         make_signer=make_signer,
@@ -110,9 +102,3 @@ def route(
         bucket=intent.bucket,
     )
     return found
-
-
-def _crc64nvme(data: Any) -> str:
-    running = checksums.new(checksums.AUTO)
-    running.update(data)
-    return running.digest_base64()
