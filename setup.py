@@ -45,6 +45,7 @@ setup(
             # The vectoriser makes short loops around the hand-written code into slower long ones.
             extension("_fastparse", depends=["engine/_scan.h", "engine/_framing.h"], args=["-fno-tree-vectorize"]),
             extension("_bodysend", depends=["engine/_bodysend.h", "engine/_batch.h"], args=["-pthread"]),
+            extension("_smallput", depends=["engine/_fastparse.pxd", "engine/_scan.h", "engine/_framing.h"], args=[]),
             extension("_tls", depends=["engine/_tls.h", "engine/_batch.h"], args=[]),
         ],
         compiler_directives={

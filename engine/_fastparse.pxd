@@ -98,7 +98,9 @@ cdef class Response:
     cdef uint8_t inline_head[INLINE_HEAD]
     cdef uint64_t inline_fields[INLINE_FIELDS]
 
+    cpdef str get(self, str name)
     cpdef list get_all(self, str name)
+    cdef uint32_t find(self, const char *name, size_t n, uint32_t i) noexcept
     cdef str text(self, uint32_t start, uint32_t end)
 
 

@@ -145,26 +145,36 @@ cdef class Response:
         """Text behind the status code, "" when there is none. Latin-1: RFC 9112 section 4 allows any byte from 0x80 on."""
         return self.text(self.reason_start, self.reason_end)
 
-    def get(self, str name not None):
+    cpdef str get(self, str name):
         """Value of the field, whatever the case of its name: trimmed, duplicates joined by ", "; None when absent."""
-        cdef list values = self.get_all(name)
-        if len(values) == 1:
-            return values[0]
-        return ", ".join(values) if values else None
+        cdef Py_ssize_t n
+        cdef const char *wanted = PyUnicode_AsUTF8AndSize(name, &n)
+        cdef uint32_t i = self.find(wanted, n, 0)
+        if i == self.count:
+            return None
+        if self.find(wanted, n, i + 1) != self.count:
+            return ", ".join(self.get_all(name))
+        return self.text(field_value(self.fields[i]), field_value_end(self.fields[i]))
 
     cpdef list get_all(self, str name):
         """Values of all fields of this name, in order of arrival."""
         cdef Py_ssize_t n
         cdef const char *wanted = PyUnicode_AsUTF8AndSize(name, &n)
-        cdef const uint8_t *raw
         cdef list values = []
-        cdef uint32_t i
-        for i in range(self.count):
-            if field_name_end(self.fields[i]) - field_name(self.fields[i]) == <size_t>n:
-                raw = self.head + field_name(self.fields[i])
-                if same_name(raw, wanted, n):
-                    values.append(self.text(field_value(self.fields[i]), field_value_end(self.fields[i])))
+        cdef uint32_t i = self.find(wanted, n, 0)
+        while i < self.count:
+            values.append(self.text(field_value(self.fields[i]), field_value_end(self.fields[i])))
+            i = self.find(wanted, n, i + 1)
         return values
+
+    cdef uint32_t find(self, const char *name, size_t n, uint32_t i) noexcept:
+        """Index of the first field of this name from the i-th on; `count` without one."""
+        while i < self.count:
+            if field_name_end(self.fields[i]) - field_name(self.fields[i]) == n:
+                if same_name(self.head + field_name(self.fields[i]), name, n):
+                    return i
+            i += 1
+        return self.count
 
     def headers(self):
         """All fields: lower-case name to value, duplicates joined by ", ". A new dict each time."""

@@ -16,6 +16,7 @@ import threading
 import time
 import zlib
 from base64 import b64decode, b64encode
+from binascii import b2a_base64
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -112,6 +113,16 @@ def new(algorithm: str) -> Running:
     if algorithm == "sha256":
         return _Sha256()
     return _Crc(algorithm, _crc_function(algorithm))
+
+
+def whole(algorithm: str) -> Callable[[Buffer], str]:
+    """The function that gives the base64 text of one buffer's CRC: `new` for what is small and all there. Raises as `new`."""
+    function, size = _crc_function(algorithm), _SIZES[algorithm]
+
+    def text(buffer: Buffer) -> str:
+        return b2a_base64(function(buffer, 0).to_bytes(size, "big"), newline=False).decode("ascii")
+
+    return text
 
 
 def _crc_function(algorithm: str) -> Callable[[Buffer, int], int]:

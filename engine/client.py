@@ -13,12 +13,14 @@ from collections.abc import Callable, Coroutine, Generator, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from engine import checksums, events, hashing, s3, signing
+from engine import checksums, events, hashing, s3, signing, smallput
 from engine._fastparse import Response as Answer
+from engine._smallput import Route, SmallPut
 from engine.body import Body, Source, open_body
 from engine.config import Config
 from engine.credentials import CredentialsOption, Provider, resolve
 from engine.errors import UsageError
+from engine.proxy import ENVIRONMENT
 from engine.redirect import Intent
 from engine.request import Job, Outcome, Run, Shared, total_timed_out, within
 from engine.results import Checksum, ObjectInfo, Progress, PutResult, Response
@@ -167,6 +169,7 @@ class Client:
         self._provider = resolve(credentials, profile=profile)
         self._computes_auto: bool | None = None
         self._shared = Shared(self.config)
+        self._small_puts = smallput.small_puts(self, self._shared, self._route)
         if endpoint_url is not None:
             s3.Endpoint.from_url(endpoint_url, region or "")
 
@@ -194,7 +197,16 @@ class Client:
         Raises UsageError for bad arguments and OSError for a file that cannot be read, before anything is sent; any other
         `EngineError` as its docstring says.
         """
-        return await self._put(source, destination, options, _PutState())
+        small = self._small_puts.begin(source, destination, options)
+        if small is not None:
+            try:
+                await small.waiter
+            except BaseException as error:
+                small.interrupt(error)
+            result: PutResult | None = small.result()
+            if result is not None:
+                return result
+        return await self._put(source, destination, options, _PutState(), small)
 
     def start_put(self, source: Source, destination: str, **options: Unpack[PutOptions]) -> Transfer:
         """As `put`, but returns at once a `Transfer`: awaitable, with `.progress` and `.cancel()`. Needs a running loop."""
@@ -270,6 +282,30 @@ class Client:
             hops=outcome.hops,
         )
 
+    def _route(self, prefix: str, options: PutOptions) -> Route | None:
+        """How small puts to the keys below `prefix` ("s3://bucket/", "http://host/") go; None as long as that is not known."""
+        algorithm = options.get("checksum", "auto")
+        if algorithm not in (None, "auto") or (algorithm == "auto" and self._computes_auto is None):
+            return None
+        variables: list[str] = ["http_proxy", "no_proxy", "NO_PROXY"] if self.config.proxy == ENVIRONMENT else []
+        if prefix.startswith("s3:"):
+            variables += [] if self._region else ["AWS_REGION", "AWS_DEFAULT_REGION"]
+            variables += [] if self._endpoint_url else ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+        try:
+            place = self._place(f"{prefix}{smallput.PROBE}", options)
+            job = self._job("PUT", place, options, fields=_request_fields(options, signed=place.signed))
+            return smallput.route(
+                prefix,
+                options,
+                self._shared,
+                self.config,
+                job,
+                variables,
+                checks=algorithm == "auto" and bool(self._computes_auto),
+            )
+        except UsageError:
+            return None  # said by the long way
+
     # --- how -------------------------------------------------------------------------------------------------------
 
     async def _simple(
@@ -294,22 +330,38 @@ class Client:
                 raise total_timed_out(shown, total_s or 0.0, "connect") from None
         return turns
 
-    async def _put(self, source: Source, destination: str, options: PutOptions, state: _PutState) -> PutResult:
+    async def _put(
+        self,
+        source: Source,
+        destination: str,
+        options: PutOptions,
+        state: _PutState,
+        begun: SmallPut | None = None,
+    ) -> PutResult:
         _check_options(options, PutOptions)
+        if begun is not None:  # it has a connection, which those in line may be waiting for
+            return await self._put_in_turn(source, destination, options, state, begun)
         turns = await self._turn(destination, options, state.began)
         try:
             return await self._put_in_turn(source, destination, options, state)
         finally:
             turns.give_back()
 
-    async def _put_in_turn(self, source: Source, destination: str, options: PutOptions, state: _PutState) -> PutResult:
+    async def _put_in_turn(
+        self,
+        source: Source,
+        destination: str,
+        options: PutOptions,
+        state: _PutState,
+        begun: SmallPut | None = None,
+    ) -> PutResult:
         state.phase = "hashing"
         place = self._place(destination, options)
         fields = _request_fields(options, signed=place.signed)
         body = open_body(source, offset=options.get("offset"), size=options.get("size"))
         digest: hashing.Digest | None = None
         checksum: Checksum | None = None
-        verified, began = False, state.began
+        verified, began = False, state.began if begun is None else begun.began
         try:
             algorithm = options.get("checksum", "auto")
             if algorithm is not None and algorithm != "auto":
@@ -331,7 +383,7 @@ class Client:
                 verified = hashing.verify(checksum, response, job.what)
 
             job.verify = verify
-            state.run = Run(self._shared, job)
+            state.run = Run(self._shared, job, begun)
             return _put_result(await state.run.run(), body, checksum, verified)
         finally:
             try:

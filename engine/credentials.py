@@ -67,6 +67,9 @@ class Provider(Protocol):
     async def get(self) -> Credentials | None:
         """Valid credentials, None for anonymous requests. Raises CredentialsError."""
 
+    def at_hand(self) -> Credentials | None:
+        """What `get` would give without looking for it; None when it has to look, has none or would raise."""
+
     def invalidate(self, credentials: Credentials) -> bool:
         """The server called these expired or revoked: the next `get` fetches others. False when there are no others."""
 
@@ -104,6 +107,10 @@ class _Fixed:
         if credentials is not None and credentials.expires_at is not None:
             _check_expiry(credentials, time.time(), "the credentials argument")
         return credentials
+
+    def at_hand(self) -> Credentials | None:
+        credentials = self._credentials
+        return credentials if credentials is not None and credentials.expires_at is None else None
 
     def invalidate(self, credentials: Credentials) -> bool:
         return False
@@ -168,10 +175,11 @@ class _Refreshing:
         return False
 
     async def get(self) -> Credentials | None:
+        return self.at_hand() or await self._get_slowly()
+
+    def at_hand(self) -> Credentials | None:
         current = self._current
-        if current is not None and self._clock() < self._refresh_at:
-            return current
-        return await self._get_slowly()
+        return current if current is not None and self._clock() < self._refresh_at else None
 
     async def _get_slowly(self) -> Credentials:
         loop = asyncio.get_running_loop()

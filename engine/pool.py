@@ -103,14 +103,23 @@ class Pool:
             await self._wait_in_line(first=our_turn)
             our_turn = True
 
+    def take_at_once(self, origin: Origin) -> Connection | None:
+        """An idle connection to `origin`, if `acquire` would give one without waiting."""
+        return None if self._closed or self._waiters else self._take_idle(origin, None)
+
     def release(self, connection: Connection, fate: Fate) -> None:
         """Give back what `acquire` gave, with the fate that the exchange decided."""
         if self._closed:
             connection.close(reset=fate is Fate.RESET)
         elif connection.finish(fate):
-            self._idle.setdefault(connection.origin, []).append((monotonic(), connection))
-            self._schedule_sweep()
-        self._next_in_line()
+            pile = self._idle.get(connection.origin)
+            if pile is None:
+                pile = self._idle[connection.origin] = []
+            pile.append((monotonic(), connection))
+            if self._sweeper is None:
+                self._schedule_sweep()
+        if self._waiters:
+            self._next_in_line()
 
     def _take_idle(self, origin: Origin, check: AddressCheck | None) -> Connection | None:
         """The most recently used one: the older ones get a chance to grow old and be closed."""
@@ -196,8 +205,7 @@ class Pool:
             self._next_in_line()
 
     def _schedule_sweep(self) -> None:
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(self._max_idle_s, self._sweep)
+        self._sweeper = asyncio.get_running_loop().call_later(self._max_idle_s, self._sweep)
 
     def _sweep(self) -> None:
         self._sweeper = None

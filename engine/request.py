@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import engine
 from engine import events, limits, redirect, retry, s3, signing
 from engine._fastparse import Response
+from engine._smallput import SmallPut
 from engine.body import Body, until_done
 from engine.connection import Connection, Reply
 from engine.errors import (
@@ -250,9 +251,10 @@ async def within(deadline: float | None, work: Coroutine[Any, Any, T], timed_out
 class Run:
     """Carries out one Job. `progress()` may be called at any time from the loop's thread."""
 
-    def __init__(self, shared: Shared, job: Job) -> None:
+    def __init__(self, shared: Shared, job: Job, begun: SmallPut | None = None) -> None:
         self._shared = shared
         self._job = job
+        self._begun = begun  # the first hop, when it is under way
         self._config = job.config
         self._hops: list[Hop] = []
         self._hop_number = 0
@@ -406,7 +408,7 @@ class Run:
 
     async def _follow(self, fresh: bool) -> Outcome:
         job = self._job
-        if job.provider is not None:
+        if job.provider is not None and self._begun is None:
             await job.provider.get()  # without credentials there is no reason to connect
         target = self._first_target()
         visits: list[redirect.Visit] = []
@@ -602,32 +604,39 @@ class Run:
         body_read = body.bytes_read if body is not None else 0
         exchange: Exchange | None = None
         outcome = "lost"
+        begun, self._begun = self._begun, None
+        origin = target.url.origin
         try:
-            pool = self._shared.pool()
-            proxy = choose_proxy(config.proxy, target.url.origin, os.environ)
-            acquired = await self._acquire(pool, target, proxy, fresh)
-            connection = acquired.connection
-            origin = target.url.origin
+            if begun is not None:
+                pool, connection, proxy, exchange = self._go_on(begun)
+                acquired = Acquired(connection, True, (connection.address,), 0.0, 0.0, 0.0)
+            else:
+                pool = self._shared.pool()
+                proxy = choose_proxy(config.proxy, origin, os.environ)
+                acquired = await self._acquire(pool, target, proxy, fresh)
+                connection = acquired.connection
+                exchange = Exchange(
+                    plan_for(
+                        config,
+                        self._shared.facts(origin),
+                        origin,
+                        size=0 if body is None else body.size,
+                        replayable=body is None or body.replayable,
+                        proxy=proxy,
+                        round_trip_s=connection.connect_s,
+                        streams_answer=job.sink is not None,
+                    ),
+                    monotonic(),
+                )
             facts = self._shared.facts(origin)
-            plan = plan_body(
-                body_size=0 if body is None else body.size,
-                replayable=body is None or body.replayable,
-                expect=config.expect,
-                continue_timeout_s=config.continue_timeout_s,
-                facts=facts,
-                # What S3 promises, a proxy that forwards its messages does not.
-                is_s3=s3.split_s3_host(origin.host) is not None and (proxy is None or origin.scheme == "https"),
-                round_trip_s=connection.connect_s,
-                response_timeout_s=config.response_timeout_s,
-                stall_timeout_s=config.stall_timeout_s,
-                streams_answer=job.sink is not None,
-            )
-            exchange = Exchange(plan, monotonic())
             try:
-                signing_began = monotonic()
-                head = await self._head(target, method, plan, body, proxy)
-                sign_s = monotonic() - signing_began
-                reply = await self._perform(connection, exchange, target, method, head, body)
+                signing_began = monotonic() if begun is None else begun.began
+                if begun is not None:
+                    head, sign_s = self._head_of(begun, target.url), begun.sent_at - begun.began
+                else:
+                    head = await self._head(target, method, exchange.plan, body, proxy)
+                    sign_s = monotonic() - signing_began
+                reply = await self._perform(connection, exchange, target, method, head, body, begun)
             finally:
                 self._connection = self._exchange = None
                 pool.release(connection, exchange.fate if exchange.finished else Fate.CLOSE)
@@ -656,6 +665,18 @@ class Run:
                     seconds=monotonic() - began,
                 )
             )
+
+    def _go_on(self, begun: SmallPut) -> tuple[Pool, Connection, None, Exchange]:
+        connection = begun.connection
+        assert isinstance(connection, Connection)
+        assert connection.exchange is not None
+        self._signed_with = begun.credentials
+        return begun.pool, connection, None, connection.exchange
+
+    def _head_of(self, begun: SmallPut, url: Url) -> bytes:
+        lines = begun.head.decode("ascii").split("\r\n")[1:-2]
+        self._sent.append((url, [(name, value) for name, _colon, value in (line.partition(": ") for line in lines)]))
+        return begun.head
 
     async def _acquire(self, pool: Pool, target: _Target, proxy: Proxy | None, fresh: bool) -> Acquired:
         self._phase = "connecting"
@@ -689,11 +710,7 @@ class Run:
     async def _head(self, target: _Target, method: str, plan: Plan, body: Body | None, proxy: Proxy | None) -> bytes:
         """The request head for one hop, from the intent."""
         job, url = self._job, target.url
-        fields: list[Field] = [("host", url.authority), ("user-agent", f"putengine/{engine.__version__}")]
-        if method == job.intent.method:
-            fields += job.framing
-        if plan.asks:
-            fields.append(("expect", "100-continue"))
+        fields = head_fields(url, job.framing if method == job.intent.method else (), asks=plan.asks)
         carried = list(job.intent.fields) if body is not None or method == job.intent.method else []
         if target.signed and job.provider is not None:
             credentials = self._signed_with = await job.provider.get()
@@ -717,7 +734,14 @@ class Run:
         return request_head(method, str(url) if forwarded else url.target, fields + carried)
 
     async def _perform(
-        self, connection: Connection, exchange: Exchange, target: _Target, method: str, head: bytes, body: Body | None
+        self,
+        connection: Connection,
+        exchange: Exchange,
+        target: _Target,
+        method: str,
+        head: bytes,
+        body: Body | None,
+        begun: SmallPut | None,
     ) -> Reply:
         job = self._job
         self._connection, self._exchange = connection, exchange
@@ -753,6 +777,7 @@ class Run:
             on_interim=interim if watched else None,
             on_head_sent=head_sent if watched else None,
             on_body_start=body_started,
+            begun=begun,
         )
         self._phase = "awaiting answer"
         if watched:
@@ -785,6 +810,41 @@ class Run:
         facts.speaks_http10 = response.version == (1, 0)
         if exchange.expect in ("continue", "final"):
             facts.answers_expect = True
+
+
+def plan_for(
+    config: Config,
+    facts: OriginFacts,
+    origin: Origin,
+    *,
+    size: int | None,
+    replayable: bool,
+    proxy: Proxy | None,
+    round_trip_s: float,
+    streams_answer: bool,
+) -> Plan:
+    """How a request to `origin` is to go about its body of `size` bytes."""
+    return plan_body(
+        body_size=size,
+        replayable=replayable,
+        expect=config.expect,
+        continue_timeout_s=config.continue_timeout_s,
+        facts=facts,
+        # What S3 promises, a proxy that forwards its messages does not.
+        is_s3=s3.split_s3_host(origin.host) is not None and (proxy is None or origin.scheme == "https"),
+        round_trip_s=round_trip_s,
+        response_timeout_s=config.response_timeout_s,
+        stall_timeout_s=config.stall_timeout_s,
+        streams_answer=streams_answer,
+    )
+
+
+def head_fields(url: Url, framing: Sequence[Field], *, asks: bool) -> list[Field]:
+    """Those that every request has, in the order in which they are sent."""
+    fields: list[Field] = [("host", url.authority), ("user-agent", f"putengine/{engine.__version__}"), *framing]
+    if asks:
+        fields.append(("expect", "100-continue"))
+    return fields
 
 
 def _failure(error: EngineError, went_stale: bool, *, idempotent: bool) -> retry.Failure:

@@ -168,6 +168,11 @@ class Budget:
     def tokens(self) -> int:
         return self._tokens
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a refund would change nothing."""
+        return self._tokens == self._capacity
+
     def spend(self, fault: Fault) -> bool:
         """Whether there was enough for one more attempt, which is paid for now."""
         timed_out = fault in (Fault.CONNECT_TIMED_OUT, Fault.STALLED, Fault.UNANSWERED)

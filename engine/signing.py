@@ -181,7 +181,17 @@ def sign(
     Raises UsageError: a naive `now`, a malformed region, a field that signing adds itself, a Host of another origin.
     """
     amz_date = format_date(now)
-    authority = url.authority
+    headers = _signed_headers(credentials, url.authority, fields, amz_date, payload_hash)
+    names = sorted(headers)
+    canonical = _canonical_request(method, url.path, url.query, names, headers, payload_hash)
+    scope = f"{amz_date[:8]}/{region}/{service}/aws4_request"
+    signature = _signature(credentials, canonical, amz_date, region, service, scope)
+    return _added(credentials, amz_date, payload_hash, scope, names, signature)
+
+
+def _signed_headers(
+    credentials: Credentials, authority: str, fields: Iterable[Field], amz_date: str, payload_hash: str
+) -> dict[str, str]:
     headers = {"host": authority, "x-amz-content-sha256": payload_hash, "x-amz-date": amz_date}
     if credentials.token is not None:
         headers["x-amz-security-token"] = credentials.token
@@ -199,21 +209,70 @@ def sign(
                 raise UsageError(f"header Host: {value!r} is not the URL's {authority!r}")
         else:
             headers[lowered] += f",{value}"
-    names = sorted(headers)
-    signed = ";".join(names)
-    canonical = _canonical_request(method, url.path, url.query, names, headers, payload_hash)
-    scope = f"{amz_date[:8]}/{region}/{service}/aws4_request"
-    signature = _signature(credentials, canonical, amz_date, region, service, scope)
+    return headers
+
+
+def _added(
+    credentials: Credentials, amz_date: str, payload_hash: str, scope: str, names: Sequence[str], signature: str
+) -> list[Field]:
     added = [("x-amz-date", amz_date), ("x-amz-content-sha256", payload_hash)]
     if credentials.token is not None:
         added.append(("x-amz-security-token", credentials.token))
     added.append(
         (
             "authorization",
-            f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={signed}, Signature={signature}",
+            f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={';'.join(names)}, "
+            f"Signature={signature}",
         )
     )
     return added
+
+
+class Signer:
+    """`sign` for requests that differ in path and time only: what they have in common is put together once a second.
+
+    Arguments as `sign`'s; the path of `url` is not looked at, and it has no query. Raises UsageError as `sign` does.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        method: str,
+        url: Url,
+        fields: Sequence[Field],
+        *,
+        region: str,
+        service: str = "s3",
+    ) -> None:
+        assert url.query is None
+        self.credentials = credentials
+        self._method, self._url, self._fields = method, url, fields
+        self._region, self._service = region, service
+        self._second = -1  # what follows is good for it
+
+    def text(self, path: str, now: float) -> bytes:
+        """The fields that `sign` adds, as the last lines of a head, with the empty line behind them.
+
+        `path`: canonical, see `canonical_path`. `now`: seconds since the epoch.
+        """
+        if int(now) != self._second:
+            self._prepare(int(now))
+        digest = sha256(f"{self._before}{path}{self._after}".encode()).hexdigest()
+        signature = hmac_digest(self._key, f"{self._to_sign}{digest}".encode(), "sha256").hex()
+        return f"{self._lines}{signature}\r\n\r\n".encode()
+
+    def _prepare(self, second: int) -> None:
+        amz_date = format_date(datetime.fromtimestamp(second, timezone.utc))
+        headers = _signed_headers(self.credentials, self._url.authority, self._fields, amz_date, UNSIGNED_PAYLOAD)
+        names, scope = sorted(headers), f"{amz_date[:8]}/{self._region}/{self._service}/aws4_request"
+        self._before = f"{self._method}\n"
+        canonical = _canonical_request(self._method, "/", None, names, headers, UNSIGNED_PAYLOAD)
+        self._after = canonical[len(self._before) + 1 :]
+        self._to_sign = f"AWS4-HMAC-SHA256\n{amz_date}\n{scope}\n"
+        self._key = _signing_key(self.credentials, amz_date[:8], self._region, self._service)
+        added = _added(self.credentials, amz_date, UNSIGNED_PAYLOAD, scope, names, "")
+        self._lines = "".join([f"{name.title()}: {value}\r\n" for name, value in added]).removesuffix("\r\n")
+        self._second = second
 
 
 def signature_for(
@@ -268,11 +327,14 @@ def _canonical_request(
 
 
 def _signature(credentials: Credentials, canonical: str, amz_date: str, region: str, service: str, scope: str) -> str:
-    key = credentials._signing_keys.get((amz_date[:8], region, service))
-    if key is None:
-        key = _derive_signing_key(credentials, amz_date[:8], region, service)
+    key = _signing_key(credentials, amz_date[:8], region, service)
     text = f"AWS4-HMAC-SHA256\n{amz_date}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
     return hmac_digest(key, text.encode(), "sha256").hex()
+
+
+def _signing_key(credentials: Credentials, date: str, region: str, service: str) -> bytes:
+    found = credentials._signing_keys.get((date, region, service))
+    return _derive_signing_key(credentials, date, region, service) if found is None else found
 
 
 def _derive_signing_key(credentials: Credentials, date: str, region: str, service: str) -> bytes:

@@ -111,6 +111,9 @@ class TlsConnection(Connection):
 
     # --- sending ---------------------------------------------------------------------------------------------------
 
+    def _take_small_puts(self) -> None:
+        pass  # their bytes would leave as they are
+
     def _coalesced(self, body: Body) -> memoryview | None:
         return None  # MSG_MORE joins the two
 
