@@ -54,6 +54,7 @@ class Round:
     latency_s: Latency | None
     timings: dict[str, float] | None  # phase → seconds of one request (engine: PutResult.timings; curl: its -w times)
     concurrency: int  # requests in flight at once
+    sink_cpu_s: float  # what the server spent meanwhile: near `seconds`, it was the server that was measured
     foreign_share: float  # of the machine's CPU time that others used meanwhile; 0.05 and more spoils a figure
 
 
