@@ -1,0 +1,392 @@
+"""The rounds: clients and C loops take turns at one workload, each client in its own process, and what came of it is judged.
+
+A round is judged by the sink's counts, not by what the client says: see `outcome`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import harness
+from .harness import MIB, Meter, Missing, Sink
+from .peers import clients
+from .results import Latency, Limit, Outcome, Round, Run, Transport, Tuning
+from .workloads import Plan
+
+START_S = 60  # imports and the first connection
+GRACE_S = 1.0
+COMMAND_OBJECTS = 500  # of programs, in workloads that go by the clock
+ROUNDS_AT_LEAST = 3
+SPLICE, FILL = "c-splice", "fill"
+
+
+@dataclass
+class Options:
+    rounds: int
+    timeout_s: float
+    engine: str = ""  # the folder that `import engine` finds it in; "" where this interpreter does
+    cpu: int | None = None  # of the sink
+    directory: Path = field(default_factory=Path)
+    say: Callable[[str], None] = print
+
+
+class Hung(Exception):
+    pass
+
+
+class ClientProcess:
+    """bench/peers/worker.py, started and spoken to."""
+
+    def __init__(self, spec: clients.Spec, options: Options) -> None:
+        environment = os.environ | {"PYTHONPATH": options.engine or str(engine_folder()), "PYTHONUNBUFFERED": "1"}
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            environment.pop(name, None)
+        if spec.bundle:
+            environment["SSL_CERT_FILE"] = spec.bundle
+        self.errors = open(options.directory / "errors", "w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, str(harness.PEERS / "worker.py"), json.dumps(asdict(spec))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment,
+            start_new_session=True,
+        )
+        self.buffer = b""
+        self.hello = self.read(START_S)
+        if "missing" in self.hello:
+            self.end()
+            raise Missing(str(self.hello["missing"]))
+
+    def say(self, what: dict[str, Any]) -> None:
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(what).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def read(self, patience_s: float) -> dict[str, Any]:
+        """The next line. Raises Hung, or RuntimeError when the process is gone."""
+        assert self.process.stdout
+        fd, until = self.process.stdout.fileno(), time.monotonic() + patience_s
+        while b"\n" not in self.buffer:
+            ready, _, _ = select.select([fd], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                raise Hung
+            piece = os.read(fd, 1 << 16)
+            if not piece:
+                raise RuntimeError(f"the client's process ended: {self.last_words()}")
+            self.buffer += piece
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def last_words(self) -> str:
+        self.process.wait()
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines()
+        return f"exit code {self.process.returncode}, {lines[-1][:300] if lines else 'without a word'}"
+
+    def end(self) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # a session of its own: its children too
+        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.stdout.close()
+        self.errors.close()
+
+
+def engine_folder() -> Path:
+    import engine
+
+    return Path(engine.__file__).resolve().parents[1]
+
+
+@dataclass
+class Contender:
+    """Who takes part in one workload, and what it has done so far."""
+
+    name: str
+    tuning: Tuning
+    take: Callable[[], Round]
+    rounds: list[Round] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
+    how: str = ""
+    close: Callable[[], None] = lambda: None
+    spent_s: float = 0.0
+    is_limit: bool = False
+    out: str = ""  # why it takes no further part
+
+
+class Stage:
+    """One workload over one transport: its sink, its files, its contenders."""
+
+    def __init__(
+        self, plan: Plan, transport: Transport, certificate: harness.Certificate | None, options: Options
+    ) -> None:
+        self.plan, self.transport, self.options = plan, transport, options
+        self.bundle = certificate.bundle if certificate else ""
+        pem = certificate.pem if certificate else ""
+        is_fault = plan.shown.kind == "fault"
+        self.sink = Sink(*plan.scenarios, "raw", pem=pem, digest=is_fault, cpu=options.cpu)
+        self.endpoint = self.sink.url(len(plan.scenarios) - 1)
+        self.file = harness.body_file(options.directory, plan.shown.object_bytes)
+        self.crc32 = crc32_of(self.file) if is_fault else 0
+        self.numbers = itertools.count()
+
+    def close(self) -> None:
+        self.sink.close()
+
+    # --- clients
+
+    def contender(self, name: str, tuning: Tuning, **extra: Any) -> Contender:
+        spec = clients.Spec(name, tuning, self.endpoint, self.bundle, self.plan.shown.concurrency, extra)
+        holder: list[ClientProcess] = []
+        one = Contender(name, tuning, lambda: self.client_round(one, spec, holder))
+        one.close = lambda: [process.end() for process in holder] and None
+        return one
+
+    def client_round(self, one: Contender, spec: clients.Spec, holder: list[ClientProcess]) -> Round:
+        plan = self.plan
+        if not holder:
+            holder.append(ClientProcess(spec, self.options))
+            one.hashes, one.how = holder[0].hello["hashes"], holder[0].hello["how"]
+        process = holder[0]
+        prefix = f"{spec.client}-{spec.tuning}-{next(self.numbers)}"
+        jobs = self.jobs(prefix, clients.CLIENTS[spec.client].is_command)
+        began = time.monotonic()
+        try:
+            process.say({"jobs": jobs, "warm": not plan.fresh})
+            process.read(self.options.timeout_s)
+            self.sink.reset()
+            meter, own_s, began = Meter(), sum(os.times()[:2]), time.monotonic()
+            process.say({})
+            told = process.read(self.options.timeout_s)
+        except Hung:
+            process.end()
+            holder.clear()
+            return self.judged(None, time.monotonic() - began, "no answer within the time", jobs)
+        except RuntimeError as error:
+            process.end()
+            holder.clear()
+            told = dict.fromkeys(("seconds", "cpu_user_s", "cpu_system_s", "peak_rss_bytes", "requests"), 0)
+            return self.judged(told | {"error": str(error)}, time.monotonic() - began, "", jobs)
+        found = self.judged(told, told["seconds"], "", jobs)
+        own_s = sum(os.times()[:2]) - own_s
+        found.foreign_share = meter.foreign(found.cpu_user_s + found.cpu_system_s + found.sink_cpu_s + own_s)
+        if plan.fresh:
+            process.end()
+            holder.clear()
+        return found
+
+    def jobs(self, prefix: str, is_command: bool) -> dict[str, Any]:
+        plan, shown = self.plan, self.plan.shown
+        by_clock = plan.seconds > 0 and not is_command
+        objects = shown.objects or min(COMMAND_OBJECTS, max(8, 256 * MIB // shown.object_bytes))
+        return {
+            "action": plan.action,
+            "paths": [] if plan.in_memory and not is_command else [self.file],
+            "size": shown.object_bytes,
+            "objects": objects,
+            "seconds": plan.seconds if by_clock else 0.0,
+            "concurrency": shown.concurrency,
+            "prefix": prefix,
+        }
+
+    def judged(self, told: dict[str, Any] | None, seconds: float, detail: str, jobs: dict[str, Any]) -> Round:
+        report = self.sink.settled() if self.plan.fresh or told is None else self.sink.report()
+        ports = report["ports"]
+        told_requests = told["requests"] if told else 0
+        expected = told_requests if told and not told["error"] else 0
+        what, wrong = outcome(report, told, expected, self.plan, jobs, self.crc32)
+        stored = expected if what == "stored" else 0
+        return Round(
+            seconds=seconds,
+            cpu_user_s=told["cpu_user_s"] if told else 0.0,
+            cpu_system_s=told["cpu_system_s"] if told else 0.0,
+            peak_rss_bytes=int(told["peak_rss_bytes"]) if told else 0,
+            bytes=stored * self.plan.shown.object_bytes,
+            requests=stored,
+            outcome=what,
+            detail=detail or wrong,
+            wrong_host_body_bytes=sum(port["refused_bytes"] for port in ports),
+            wire_bytes=sum(port["wire"] for port in ports),
+            latency_s=Latency(**told["latency_s"]) if told and told.get("latency_s") else None,
+            timings=told.get("timings") if told else None,
+            concurrency=self.plan.shown.concurrency,
+            sink_cpu_s=report["cpu_s"],
+            foreign_share=0.0,
+        )
+
+    # --- limits
+
+    def limits(self) -> list[Contender]:
+        """The C loops that fit this transport."""
+        wanted = []
+        for name in self.plan.shown.limits:
+            if self.transport == "plain" and name in ("c-sendfile", "c-send", "c-splice", "c-put"):
+                wanted.append((name, {"c-put": "send"}.get(name, name[2:])))
+            if self.transport == "tls" and name in ("c-aes-gcm", "c-put"):
+                wanted.append((name, {"c-put": "tls"}.get(name, name[2:])))
+        found = []
+        for name, kind in wanted:
+            one = Contender(name, "defaults", lambda kind=kind: self.limit_round(kind), is_limit=True)  # type: ignore[misc]
+            found.append(one)
+        return found
+
+    def limit_round(self, kind: str) -> Round:
+        shown = self.plan.shown
+        program = harness.compiled("limits", tls=self.transport == "tls")
+        count = 1 if kind == "splice" else shown.concurrency
+        bare = kind == "aes-gcm"
+        port = self.sink.ports[-1] if bare else self.sink.ports[0]
+        each = shown.object_bytes * (shown.concurrency if kind == "splice" else 1)
+        target = "-" if bare else f"/{clients.BUCKET}/limit"
+        file = self.file if kind in ("sendfile", "aes-gcm") else "-"
+        command = [program, kind, str(port), file, str(each), str(count), target, str(self.plan.seconds)]
+        self.sink.reset()
+        meter = Meter()
+        with pipe_filled(program, each, kind) as source:
+            done = subprocess.run(command, stdin=source, capture_output=True, text=True, timeout=self.options.timeout_s)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        told = json.loads(done.stdout)
+        report = self.sink.report()
+        return Round(
+            seconds=told["seconds"],
+            cpu_user_s=told["user"],
+            cpu_system_s=told["system"],
+            peak_rss_bytes=told["rss_kib"] * 1024,
+            bytes=told["bodies"] * each,
+            requests=told["bodies"],
+            outcome="stored",
+            detail="",
+            wrong_host_body_bytes=0,
+            wire_bytes=sum(one["wire"] for one in report["ports"]),
+            latency_s=None,
+            timings=None,
+            concurrency=count,
+            sink_cpu_s=report["cpu_s"],
+            foreign_share=meter.foreign(told["user"] + told["system"] + report["cpu_s"]) if kind != "splice" else 0.0,
+        )
+
+
+@contextlib.contextmanager
+def pipe_filled(program: str, size: int, kind: str) -> Iterator[Any]:
+    if kind != "splice":
+        yield subprocess.DEVNULL
+        return
+    filler = subprocess.Popen([program, FILL, "-", "-", str(size), "1", "-", "0"], stdout=subprocess.PIPE)
+    try:
+        yield filler.stdout
+    finally:
+        filler.communicate()
+
+
+def crc32_of(path: str) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(MIB):
+            crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def outcome(
+    report: dict[str, Any], told: dict[str, Any] | None, expected: int, plan: Plan, jobs: dict[str, Any], crc32: int
+) -> tuple[Outcome, str]:
+    """What a round came to, and what was wrong with it.
+
+    stored: the client said so, and the sink has every byte, where it keeps digests with the right one. silently-wrong: the client
+    said so and it is not so, or the object is there although the client raised nothing and stored another.
+    """
+    if told is None:
+        return "hung", ""
+    if told["error"]:
+        return "error", told["error"]
+    size, ports = plan.shown.object_bytes, report["ports"]
+    have = sum(port["stored_bytes"] for port in ports)
+    whole = sum(port["stored"] + port["completed"] for port in ports)
+    if have < expected * size or whole < expected:
+        return "silently-wrong", f"{whole} of {expected} objects, {have} of {expected * size} bytes were stored"
+    if plan.shown.kind == "fault":
+        keys = {f"/{clients.BUCKET}/{jobs['prefix']}-{number}" for number in range(expected)}
+        right = {one["path"] for one in report["objects"] if one["size"] == size and one["crc32"] == crc32}
+        if not keys <= right:
+            return "silently-wrong", "another content than the file's was stored"
+    return "stored", ""
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+def take_turns(contenders: list[Contender], options: Options, budget_s: float, note: Callable[[str], None]) -> None:
+    """Rounds of all, in an order that turns, until there are enough or the time is up.
+
+    Who takes more than its share of the time is done after ROUNDS_AT_LEAST; everybody has at least one round.
+    """
+    began = time.monotonic()
+    share_s = budget_s / max(1, len(contenders))
+    for number in range(options.rounds):
+        turn = number % max(1, len(contenders))
+        for one in contenders[turn:] + contenders[:turn]:
+            late = time.monotonic() - began > budget_s
+            over = one.spent_s > share_s and not (one.is_limit or one.name == "engine")
+            if one.out or (number and late) or (number >= ROUNDS_AT_LEAST and over):
+                continue
+            started = time.monotonic()
+            try:
+                one.rounds.append(one.take())
+            except Missing as error:
+                one.out = str(error)
+                note(f"{one.name}: {error}")
+            else:
+                if one.rounds[-1].outcome == "hung":
+                    one.out = "hung"
+            one.spent_s += time.monotonic() - started
+    cut = sorted({one.name for one in contenders if one.rounds and len(one.rounds) < options.rounds and not one.out})
+    if cut:
+        note(f"fewer than {options.rounds} rounds, for want of time: {', '.join(cut)}")
+
+
+def staged(
+    plan: Plan,
+    transport: Transport,
+    certificate: harness.Certificate | None,
+    who: list[tuple[str, Tuning]],
+    options: Options,
+    budget_s: float,
+    note: Callable[[str], None],
+) -> tuple[list[Limit], list[Run]]:
+    """Everything of one workload over one transport."""
+    stage = Stage(plan, transport, certificate, options)
+    contenders = [*stage.limits(), *(stage.contender(name, tuning) for name, tuning in who)]
+    try:
+        take_turns(contenders, options, budget_s, lambda what: note(f"{plan.name}, {transport}: {what}"))
+    finally:
+        for one in contenders:
+            one.close()
+        stage.close()
+    measured = [one for one in contenders if one.rounds]
+    return (
+        [Limit(plan.name, transport, one.name, one.rounds) for one in measured if one.is_limit],
+        [
+            Run(plan.name, transport, one.name, one.tuning, one.how, one.hashes, one.rounds)
+            for one in measured
+            if not one.is_limit
+        ],
+    )
