@@ -1,12 +1,13 @@
 """`putengine bench`, or `python -m bench` in a checkout: engine beside every peer that is installed, and the C loops.
 
-Prints a table, writes results.json (results.py says what is in it). Everything happens on loopback, in a network namespace of its
-own where the kernel allows that; the bodies are files in a temporary folder, removed at the end.
+Prints a table, writes results.json (results.py says what is in it). Everything happens on loopback, in a network namespace of
+its own where the kernel allows that; the bodies are files in a temporary folder, removed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -90,19 +91,15 @@ class Bench:
         self.notes.append(what)
         print(f"note: {what}", file=sys.stderr, flush=True)
 
-    def transports(self, folder: Path) -> dict[Transport, harness.Certificate | None]:
-        found: dict[Transport, harness.Certificate | None] = {}
-        if self.args.transport != "tls":
-            found["plain"] = None
-        if self.args.transport != "plain":
-            try:
-                harness.compiled("sink", tls=True)
-                found["tls"] = harness.Certificate(folder)
-            except Missing as error:
-                self.note(f"no TLS: {error}")
-        return found
+    def certificate(self, folder: Path) -> harness.Certificate | None:
+        try:
+            harness.compiled("sink", tls=True)
+            return harness.Certificate(folder)
+        except Missing as error:
+            self.note(f"no TLS: {error}")
+            return None
 
-    def options(self, plan: Plan, folder: Path) -> measure.Options:
+    def options(self, plan: Plan, folder: Path, certificate: harness.Certificate | None) -> measure.Options:
         is_fault = plan.shown.kind == "fault"
         rounds = self.args.rounds or ROUNDS[self.scale]
         timeout_s = self.args.timeout or TIMEOUT_S[self.scale]
@@ -111,6 +108,8 @@ class Bench:
             rounds=min(rounds, FAULT_ROUNDS) if is_fault else rounds,
             timeout_s=min(timeout_s, FAULT_TIMEOUT_S) if is_fault else timeout_s,
             cpu=cpus[-1] if len(cpus) > 1 else None,
+            bundle=certificate.bundle if certificate else "",
+            pem=certificate.pem if certificate else "",
             directory=folder,
         )
 
@@ -121,17 +120,22 @@ class Bench:
         facts = harness.machine()
         found = Results(results.SCHEMA, self.meta(facts, isolated), {plan.name: plan.shown for plan in self.plans})
         harness.end_on_signals()
-        with harness.body_files(self.args.directory) as folder:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(harness.body_files(self.args.directory))
             harness.compiled("sink")
             harness.room(folder, sum({plan.shown.object_bytes for plan in self.plans}))
-            transports = self.transports(folder)
+            certificate = self.certificate(folder)
+            there: tuple[Transport, ...] = ("plain", "tls") if certificate else ("plain",)
+            transports = [one for one in there if self.args.transport in (None, one)]
+            processes = stack.enter_context(measure.ClientProcesses())
             found.meta.openssl_of_c = harness.openssl_of_c() if "tls" in transports else ""
             steps = [(plan, transport) for transport in transports for plan in self.plans]
             left = sum(plan.weight for plan, _transport in steps)
             for plan, transport in steps:
                 time_s = max(1.0, self.budget_s - (time.monotonic() - self.began)) * plan.weight / left
                 left -= plan.weight
-                self.step(found, plan, transport, transports[transport], folder, time_s)
+                options = self.options(plan, folder, certificate)
+                self.step(found, plan, transport, options, processes, time_s)
         found.meta.spent_s = time.monotonic() - self.began
         return found
 
@@ -140,15 +144,13 @@ class Bench:
         found: Results,
         plan: Plan,
         transport: Transport,
-        certificate: harness.Certificate | None,
-        folder: Path,
+        options: measure.Options,
+        processes: measure.ClientProcesses,
         budget_s: float,
     ) -> None:
         print(f"{plan.name}, {transport} (at most {budget_s:.0f} s)", file=sys.stderr, flush=True)
         who = contenders(plan, self.names, self.args.tuning)
-        limits, runs = measure.staged(
-            plan, transport, certificate, who, self.options(plan, folder), budget_s, self.note
-        )
+        limits, runs = measure.staged(plan, transport, who, options, processes, budget_s, self.note)
         found.limits += limits
         found.runs += runs
 

@@ -1,4 +1,4 @@
-"""What every benchmark of bodies needs: a network namespace, native programs, a sink, warm files, and who else used the machine.
+"""What every benchmark of bodies needs: a network namespace, native programs, a sink, warm files, a look at who else is busy.
 
 Knows nothing of workloads and clients: `measure` does. Needs Linux and, for everything native, a C compiler.
 """

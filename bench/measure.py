@@ -9,10 +9,12 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,10 +29,10 @@ from .results import Latency, Limit, Outcome, Round, Run, Transport, Tuning
 from .workloads import Plan
 
 START_S = 60  # imports and the first connection
-GRACE_S = 1.0
 COMMAND_OBJECTS = 500  # of programs, in workloads that go by the clock
 ROUNDS_AT_LEAST = 3
-SPLICE, FILL = "c-splice", "fill"
+# What this machine's user has set for the clients: proxies, bundles, profiles, endpoints.
+FOREIGN_SETTINGS = re.compile(r"(?i)^AWS_|_proxy$|^(SSL_CERT|CURL_CA|REQUESTS_CA|RCLONE_|MINIO_|S5CMD_)")
 
 
 @dataclass
@@ -39,8 +41,9 @@ class Options:
     timeout_s: float
     engine: str = ""  # the folder that `import engine` finds it in; "" where this interpreter does
     cpu: int | None = None  # of the sink
+    bundle: str = ""  # of TLS: what clients trust
+    pem: str = ""  # and what the sink shows
     directory: Path = field(default_factory=Path)
-    say: Callable[[str], None] = print
 
 
 class Hung(Exception):
@@ -48,17 +51,15 @@ class Hung(Exception):
 
 
 class ClientProcess:
-    """bench/peers/worker.py, started and spoken to."""
+    """bench/peers/worker.py, started and spoken to: one build at a time."""
 
-    def __init__(self, spec: clients.Spec, options: Options) -> None:
-        environment = os.environ | {"PYTHONPATH": options.engine or str(engine_folder()), "PYTHONUNBUFFERED": "1"}
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-            environment.pop(name, None)
-        if spec.bundle:
-            environment["SSL_CERT_FILE"] = spec.bundle
-        self.errors = open(options.directory / "errors", "w+")  # noqa: SIM115
+    def __init__(self, client: str, options: Options) -> None:
+        environment = {name: value for name, value in os.environ.items() if not FOREIGN_SETTINGS.search(name)}
+        environment |= {"PYTHONPATH": options.engine or str(engine_folder()), "AWS_EC2_METADATA_DISABLED": "true"}
+        environment["SSL_CERT_FILE"] = options.bundle or "/dev/null"  # where those look that take no other
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, str(harness.PEERS / "worker.py"), json.dumps(asdict(spec))],
+            [sys.executable, str(harness.PEERS / "worker.py"), client],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -66,10 +67,24 @@ class ClientProcess:
             start_new_session=True,
         )
         self.buffer = b""
-        self.hello = self.read(START_S)
-        if "missing" in self.hello:
-            self.end()
-            raise Missing(str(self.hello["missing"]))
+        self.built: dict[str, Any] = {}
+        self.take_missing(self.read(START_S))
+
+    def take_missing(self, said: dict[str, Any]) -> dict[str, Any]:
+        if "missing" in said:
+            raise Missing(str(said["missing"]))
+        return said
+
+    def build(self, spec: clients.Spec) -> None:
+        """A fresh one, for this spec. Raises Missing for what the client cannot do."""
+        self.drop()
+        self.say({"spec": asdict(spec)})
+        self.built = self.take_missing(self.read(START_S))
+
+    def drop(self) -> None:
+        if self.built:
+            self.say({"end": True})
+        self.built = {}
 
     def say(self, what: dict[str, Any]) -> None:
         assert self.process.stdin
@@ -82,9 +97,13 @@ class ClientProcess:
         assert self.process.stdout
         fd, until = self.process.stdout.fileno(), time.monotonic() + patience_s
         while b"\n" not in self.buffer:
-            ready, _, _ = select.select([fd], [], [], max(0.0, until - time.monotonic()))
+            ready, _, _ = select.select([fd], [], [], max(0.0, min(0.2, until - time.monotonic())))
             if not ready:
-                raise Hung
+                if time.monotonic() > until:
+                    raise Hung
+                if self.built and not self.forks():
+                    raise RuntimeError(f"the client's process died: {self.last_words()}")
+                continue
             piece = os.read(fd, 1 << 16)
             if not piece:
                 raise RuntimeError(f"the client's process ended: {self.last_words()}")
@@ -93,11 +112,14 @@ class ClientProcess:
         found: dict[str, Any] = json.loads(line)
         return found
 
+    def forks(self) -> bool:
+        pid = self.process.pid
+        return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text().strip())
+
     def last_words(self) -> str:
-        self.process.wait()
         self.errors.seek(0)
         lines = self.errors.read().strip().splitlines()
-        return f"exit code {self.process.returncode}, {lines[-1][:300] if lines else 'without a word'}"
+        return lines[-1][:300] if lines else "without a word"
 
     def end(self) -> None:
         assert self.process.stdin
@@ -109,6 +131,34 @@ class ClientProcess:
             self.process.stdin.close()
         self.process.stdout.close()
         self.errors.close()
+
+
+class ClientProcesses:
+    """One for each client and tuning, for a whole run: imports are paid once."""
+
+    def __init__(self) -> None:
+        self.there: dict[tuple[str, ...], ClientProcess] = {}
+
+    def get(self, client: str, tuning: str, options: Options) -> ClientProcess:
+        key = (client, tuning, options.engine)
+        if key not in self.there:
+            self.there[key] = ClientProcess(client, options)
+        return self.there[key]
+
+    def end(self, process: ClientProcess) -> None:
+        process.end()
+        self.there = {key: one for key, one in self.there.items() if one is not process}
+
+    def close(self) -> None:
+        for process in self.there.values():
+            process.end()
+        self.there.clear()
+
+    def __enter__(self) -> ClientProcesses:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def engine_folder() -> Path:
@@ -127,7 +177,7 @@ class Contender:
     rounds: list[Round] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
     how: str = ""
-    close: Callable[[], None] = lambda: None
+    process: Any = None  # that its build is in
     spent_s: float = 0.0
     is_limit: bool = False
     out: str = ""  # why it takes no further part
@@ -136,12 +186,9 @@ class Contender:
 class Stage:
     """One workload over one transport: its sink, its files, its contenders."""
 
-    def __init__(
-        self, plan: Plan, transport: Transport, certificate: harness.Certificate | None, options: Options
-    ) -> None:
-        self.plan, self.transport, self.options = plan, transport, options
-        self.bundle = certificate.bundle if certificate else ""
-        pem = certificate.pem if certificate else ""
+    def __init__(self, plan: Plan, transport: Transport, options: Options, processes: ClientProcesses) -> None:
+        self.plan, self.transport, self.options, self.processes = plan, transport, options, processes
+        pem, self.bundle = (options.pem, options.bundle) if transport == "tls" else ("", "")
         is_fault = plan.shown.kind == "fault"
         self.sink = Sink(*plan.scenarios, "raw", pem=pem, digest=is_fault, cpu=options.cpu)
         self.endpoint = self.sink.url(len(plan.scenarios) - 1)
@@ -156,43 +203,41 @@ class Stage:
 
     def contender(self, name: str, tuning: Tuning, **extra: Any) -> Contender:
         spec = clients.Spec(name, tuning, self.endpoint, self.bundle, self.plan.shown.concurrency, extra)
-        holder: list[ClientProcess] = []
-        one = Contender(name, tuning, lambda: self.client_round(one, spec, holder))
-        one.close = lambda: [process.end() for process in holder] and None
+        one = Contender(name, tuning, lambda: self.client_round(one, spec))
         return one
 
-    def client_round(self, one: Contender, spec: clients.Spec, holder: list[ClientProcess]) -> Round:
+    def client_round(self, one: Contender, spec: clients.Spec) -> Round:
         plan = self.plan
-        if not holder:
-            holder.append(ClientProcess(spec, self.options))
-            one.hashes, one.how = holder[0].hello["hashes"], holder[0].hello["how"]
-        process = holder[0]
+        process = self.processes.get(spec.client, spec.tuning, self.options)
         prefix = f"{spec.client}-{spec.tuning}-{next(self.numbers)}"
         jobs = self.jobs(prefix, clients.CLIENTS[spec.client].is_command)
-        began = time.monotonic()
+        meter, own_s = Meter(), sum(os.times()[:2])
         try:
+            if plan.fresh or process is not one.process:
+                process.build(spec)
+                one.process, one.hashes, one.how = process, process.built["hashes"], process.built["how"]
             process.say({"jobs": jobs, "warm": not plan.fresh})
             process.read(self.options.timeout_s)
             self.sink.reset()
-            meter, own_s, began = Meter(), sum(os.times()[:2]), time.monotonic()
-            process.say({})
+            meter, own_s = Meter(), sum(os.times()[:2])
+            process.say({"go": True})
             told = process.read(self.options.timeout_s)
         except Hung:
-            process.end()
-            holder.clear()
-            return self.judged(None, time.monotonic() - began, "no answer within the time", jobs)
+            self.processes.end(process)
+            return self.judged(None, time.monotonic() - meter.began, jobs)
         except RuntimeError as error:
-            process.end()
-            holder.clear()
+            self.processes.end(process)
             told = dict.fromkeys(("seconds", "cpu_user_s", "cpu_system_s", "peak_rss_bytes", "requests"), 0)
-            return self.judged(told | {"error": str(error)}, time.monotonic() - began, "", jobs)
-        found = self.judged(told, told["seconds"], "", jobs)
+            return self.judged(told | {"error": str(error)}, time.monotonic() - meter.began, jobs)
         own_s = sum(os.times()[:2]) - own_s
+        found = self.judged(told, told["seconds"], jobs)
         found.foreign_share = meter.foreign(found.cpu_user_s + found.cpu_system_s + found.sink_cpu_s + own_s)
-        if plan.fresh:
-            process.end()
-            holder.clear()
         return found
+
+    def drop(self, one: Contender) -> None:
+        """Its build is not needed any more."""
+        if one.process in self.processes.there.values():
+            one.process.drop()
 
     def jobs(self, prefix: str, is_command: bool) -> dict[str, Any]:
         plan, shown = self.plan, self.plan.shown
@@ -208,7 +253,7 @@ class Stage:
             "prefix": prefix,
         }
 
-    def judged(self, told: dict[str, Any] | None, seconds: float, detail: str, jobs: dict[str, Any]) -> Round:
+    def judged(self, told: dict[str, Any] | None, seconds: float, jobs: dict[str, Any]) -> Round:
         report = self.sink.settled() if self.plan.fresh or told is None else self.sink.report()
         ports = report["ports"]
         told_requests = told["requests"] if told else 0
@@ -223,7 +268,7 @@ class Stage:
             bytes=stored * self.plan.shown.object_bytes,
             requests=stored,
             outcome=what,
-            detail=detail or wrong,
+            detail=wrong,
             wrong_host_body_bytes=sum(port["refused_bytes"] for port in ports),
             wire_bytes=sum(port["wire"] for port in ports),
             latency_s=Latency(**told["latency_s"]) if told and told.get("latency_s") else None,
@@ -291,7 +336,7 @@ def pipe_filled(program: str, size: int, kind: str) -> Iterator[Any]:
     if kind != "splice":
         yield subprocess.DEVNULL
         return
-    filler = subprocess.Popen([program, FILL, "-", "-", str(size), "1", "-", "0"], stdout=subprocess.PIPE)
+    filler = subprocess.Popen([program, "fill", "-", "-", str(size), "1", "-", "0"], stdout=subprocess.PIPE)
     try:
         yield filler.stdout
     finally:
@@ -311,11 +356,11 @@ def outcome(
 ) -> tuple[Outcome, str]:
     """What a round came to, and what was wrong with it.
 
-    stored: the client said so, and the sink has every byte, where it keeps digests with the right one. silently-wrong: the client
-    said so and it is not so, or the object is there although the client raised nothing and stored another.
+    stored: the client said so, and the sink has every byte, and where it keeps digests the right one. silently-wrong: the
+    client said so, and it is not so.
     """
     if told is None:
-        return "hung", ""
+        return "hung", "no answer within the time"
     if told["error"]:
         return "error", told["error"]
     size, ports = plan.shown.object_bytes, report["ports"]
@@ -366,20 +411,20 @@ def take_turns(contenders: list[Contender], options: Options, budget_s: float, n
 def staged(
     plan: Plan,
     transport: Transport,
-    certificate: harness.Certificate | None,
     who: list[tuple[str, Tuning]],
     options: Options,
+    processes: ClientProcesses,
     budget_s: float,
     note: Callable[[str], None],
 ) -> tuple[list[Limit], list[Run]]:
     """Everything of one workload over one transport."""
-    stage = Stage(plan, transport, certificate, options)
+    stage = Stage(plan, transport, options, processes)
     contenders = [*stage.limits(), *(stage.contender(name, tuning) for name, tuning in who)]
     try:
         take_turns(contenders, options, budget_s, lambda what: note(f"{plan.name}, {transport}: {what}"))
     finally:
         for one in contenders:
-            one.close()
+            stage.drop(one)
         stage.close()
     measured = [one for one in contenders if one.rounds]
     return (

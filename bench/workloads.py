@@ -1,7 +1,7 @@
 """What is measured: the workloads, in full, quick and tiny sizes.
 
-Names are those of aws-crt-s3-benchmarks, action-size-count, where one fits: `upload` is whatever a client has for objects of any
-size, `put` one PUT an object (theirs has no such action). Theirs end by count; ours without a count go on for some time.
+Names are those of aws-crt-s3-benchmarks, action-size-count, where one fits: `upload` is whatever a client has for objects of
+any size, `put` one PUT an object (theirs has no such action). Theirs end by count; ours without a count go on for some time.
 """
 
 from __future__ import annotations

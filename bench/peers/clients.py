@@ -8,6 +8,7 @@ and `commands`; each is written as the client's documentation has it, and "tuned
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -16,11 +17,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Union
+from typing import Any, Union
 
-Source = Union[str, bytes]  # a file's path, or memory
+Source = Union[str, bytes]  # a file's path, or memory  # noqa: UP007
 ACCESS_KEY, SECRET_KEY = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 REGION = "us-west-2"
 BUCKET = "bucket"
@@ -41,7 +44,6 @@ class Spec:
 class Driver:
     """What all drivers have."""
 
-    tunings: ClassVar[tuple[str, ...]] = ("defaults",)
     timings: dict[str, float] | None = None  # of the last request, where the client tells
 
     def __init__(self, spec: Spec) -> None:
@@ -90,16 +92,35 @@ class AsyncClient(Driver):
 class Command(Driver):
     """A program that is started anew for each round."""
 
+    peak_bytes = 0
+
     def run(self, files: list[tuple[str, str]], jobs: Any) -> None:
         raise NotImplementedError
 
-    def call(self, *words: str, **environment: str) -> str:
+    def call(self, *words: str, **environment: str) -> None:
+        """Run to the end; RuntimeError for any exit code but 0. Its highest resident memory goes to `peak_bytes`."""
         keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": REGION}
-        done = subprocess.run(words, capture_output=True, text=True, env=os.environ | keys | environment)
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines() or [""]
-            raise RuntimeError(f"exit code {done.returncode}: {said[-1][:300]}")
-        return done.stdout
+        self.peak_bytes = 0
+        with tempfile.TemporaryFile("w+") as said:
+            process = subprocess.Popen(words, stdout=said, stderr=said, env=os.environ | keys | environment)
+            wait_s = 0.001
+            while process.poll() is None:
+                self.peak_bytes = max(self.peak_bytes, peak_bytes_of(process.pid))
+                time.sleep(wait_s)
+                wait_s = min(0.02, wait_s * 1.5)
+            if process.returncode:
+                said.seek(0)
+                last = (said.read().strip().splitlines() or [""])[-1]
+                raise RuntimeError(f"exit code {process.returncode}: {last[:300]}")
+
+
+def peak_bytes_of(pid: int) -> int:
+    """So far; 0 when it is gone. (ru_maxrss has the parent's memory in it: it outlives exec.)"""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return 0
 
 
 @dataclass(frozen=True)
@@ -142,7 +163,11 @@ CLIENTS = {
 
 
 def program(name: str) -> str | None:
-    """Beside the interpreter (where pip puts it), or on the PATH."""
+    """From the PATH or the interpreter's folder; of a wheel that only wraps a binary, the binary."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files(name) or []:
+            if file.parts[-2:] == ("bin", name) and ".." not in file.parts:
+                return str(file.locate())
     beside = Path(sys.executable).parent / name
     return str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
 
@@ -175,8 +200,17 @@ def version(name: str) -> str:
     return "?"
 
 
+def imported(name: str) -> type[Driver]:
+    """The driver's class, with everything it needs imported. Raises ImportError."""
+    known = CLIENTS[name]
+    if not known.is_command:
+        for need in known.needs:
+            importlib.import_module(need)
+    module, _, driver = known.driver.partition(":")
+    found: type[Driver] = getattr(importlib.import_module(module), driver)
+    return found
+
+
 def make(spec: Spec) -> Driver:
-    """The driver, ready to be used. Raises ImportError, or LookupError for what this client cannot do."""
-    module, _, name = CLIENTS[spec.client].driver.partition(":")
-    driver: Driver = getattr(importlib.import_module(module), name)(spec)
-    return driver
+    """The driver, ready to be used. Raises whatever the client raises."""
+    return imported(spec.client)(spec)

@@ -46,7 +46,7 @@ class AioHttp(AsyncClient):
             await self.send(source, len(source), key)
             return
         with open(source, "rb") as file:
-            await self.send(file, os.path.getsize(source), key)
+            await self.send(file, os.fstat(file.fileno()).st_size, key)
 
 
 class Httpx(SyncClient):

@@ -1,14 +1,19 @@
-"""One client in a process of its own: what the harness starts, warms up, tells to go, and measures.
+"""One client in processes of its own: what the harness starts, warms up, tells to go, and measures.
 
-    worker.py SPEC     a JSON object: the fields of clients.Spec
+    worker.py CLIENT
 
-Talks JSON lines over stdin and stdout (the clients' own standard output goes to standard error):
-    ← {"ready": true, "hashes": […]}       imported and built; or {"missing": why}
+Imports the client, and then serves, as a process forked off for each, whatever it is told to build: a build knows nothing of
+those before it, and the imports are paid once. Talks JSON lines over stdin and stdout, one at a time (what clients print goes
+to standard error):
+    ← {"ready": true}                      imported; or {"missing": why}
+    → {"spec": …}                          fields of clients.Spec: fork, and build
+    ← {"built": true, "hashes", "how"}     or {"missing": why}, and the next spec
     → {"jobs": …, "warm": bool}            fields of Jobs
     ← {"warm": true}                       connections are open; the harness resets the sink
-    → {}
-    ← {"seconds", "cpu_user_s", "cpu_system_s", "peak_rss_bytes", "requests", "error", "latencies_s", "timings"}
-and so on, until stdin ends. What it must not know: sinks, namespaces, other clients.
+    → {"go": true}
+    ← {"seconds", "cpu_user_s", "cpu_system_s", "peak_rss_bytes", "requests", "error", "latency_s", "timings"}
+    …and so on with "jobs", until {"end": true}: the fork ends, and the next spec can come.
+What it must not know: sinks, namespaces, other clients.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import resource
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,96 +157,125 @@ def peak_reset() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_bytes(is_command: bool) -> int:
-    if is_command:
-        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+def peak_bytes() -> int:
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def cpu_s() -> tuple[float, float]:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+def cpu_s(is_command: bool) -> tuple[float, float]:
+    """User and system time of this process and its children; of the children alone where those are the client."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if is_command:
+        return children.ru_utime, children.ru_stime
+    own = resource.getrusage(resource.RUSAGE_SELF)
     return own.ru_utime + children.ru_utime, own.ru_stime + children.ru_stime
 
 
-class Worker:
-    """Serves one client's rounds; `runner` is an asyncio.Runner's run, or a plain call."""
+class Lines:
+    """JSON lines in and out. Unbuffered: forks share the descriptors."""
 
-    def __init__(self, spec: clients.Spec, out: Any) -> None:
-        self.spec = spec
-        self.out = out
-        self.client: Any = clients.make(spec)
+    def __init__(self) -> None:
+        self.out = os.dup(1)
+        os.dup2(2, 1)
 
     def say(self, what: dict[str, Any]) -> None:
-        self.out.write(json.dumps(what) + "\n")
-        self.out.flush()
+        os.write(self.out, json.dumps(what).encode() + b"\n")
 
-    async def in_loop(self, jobs: Jobs) -> Tally:
-        return await run_async(self.client, jobs)
+    def hear(self) -> dict[str, Any]:
+        """{} when there is no more."""
+        line = b""
+        while not line.endswith(b"\n"):
+            piece = os.read(0, 1 << 16)
+            if not piece:
+                return {}
+            line += piece
+        heard: dict[str, Any] = json.loads(line)
+        return heard
 
-    def work(self, loop: asyncio.AbstractEventLoop | None, jobs: Jobs) -> Tally:
-        if loop is not None:
-            return loop.run_until_complete(self.in_loop(jobs))
+
+class Worker:
+    """Serves one build's rounds."""
+
+    def __init__(self, lines: Lines, client: clients.Driver) -> None:
+        self.lines = lines
+        self.client: Any = client
+        self.loop = client.new_loop() if isinstance(client, clients.AsyncClient) else None
+        if self.loop is not None:
+            asyncio.set_event_loop(self.loop)
+            self.loop.run_until_complete(self.client.open())
+
+    def work(self, jobs: Jobs) -> Tally:
+        if self.loop is not None:
+            return self.loop.run_until_complete(run_async(self.client, jobs))
         return (
             run_command(self.client, jobs) if isinstance(self.client, clients.Command) else run_sync(self.client, jobs)
         )
 
-    def measured(self, loop: asyncio.AbstractEventLoop | None, jobs: Jobs) -> dict[str, Any]:
+    def measured(self, jobs: Jobs) -> dict[str, Any]:
         is_command = isinstance(self.client, clients.Command)
+        self.client.timings = None
         peak_reset()
-        user_s, system_s = cpu_s()
+        user_s, system_s = cpu_s(is_command)
         began = time.perf_counter()
-        tally = self.work(loop, jobs)
+        tally = self.work(jobs)
         seconds = time.perf_counter() - began
-        user_after_s, system_after_s = cpu_s()
+        user_after_s, system_after_s = cpu_s(is_command)
         ordered = sorted(tally.latencies_s)
         shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
         return {
             "seconds": seconds,
             "cpu_user_s": user_after_s - user_s,
             "cpu_system_s": system_after_s - system_s,
-            "peak_rss_bytes": peak_bytes(is_command),
+            "peak_rss_bytes": self.client.peak_bytes if is_command else peak_bytes(),
             "requests": tally.requests,
             "error": tally.error,
             "latency_s": {name: percentile(ordered, share) for name, share in shares.items()} if ordered else None,
             "timings": self.client.timings,
         }
 
-    def serve(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        self.say({"ready": True, "hashes": self.client.hashes(), "how": self.client.how()})
-        for line in sys.stdin:
-            told = json.loads(line)
+    def serve(self) -> None:
+        self.lines.say({"built": True, "hashes": self.client.hashes(), "how": self.client.how()})
+        while told := self.lines.hear():
+            if "end" in told:
+                return
             jobs = Jobs(**told["jobs"])
             if told["warm"] and not isinstance(self.client, clients.Command):
                 count = jobs.concurrency
-                self.work(loop, Jobs("put", [], WARM_BYTES, count, 0.0, count, "warm"))
-            self.say({"warm": True})
-            if not sys.stdin.readline():
+                self.work(Jobs("put", [], WARM_BYTES, count, 0.0, count, "warm"))
+            self.lines.say({"warm": True})
+            if not self.lines.hear():
                 return
-            self.client.timings = None
-            self.say(self.measured(loop, jobs))
+            self.lines.say(self.measured(jobs))
+
+
+def build_and_serve(lines: Lines, spec: clients.Spec) -> None:
+    try:
+        worker = Worker(lines, clients.make(spec))
+    except Exception as error:  # whatever a client says to this configuration
+        lines.say({"missing": f"{type(error).__name__}: {error}"[:500]})
+        return
+    worker.serve()
 
 
 def main() -> None:
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    spec = clients.Spec(**json.loads(sys.argv[1]))
+    lines = Lines()
     try:
-        worker = Worker(spec, out)
-    except (ImportError, LookupError) as error:
-        out.write(json.dumps({"missing": f"{type(error).__name__}: {error}"}) + "\n")
+        clients.imported(sys.argv[1])
+    except (ImportError, OSError) as error:
+        lines.say({"missing": f"{type(error).__name__}: {error}"})
         return
-    if not isinstance(worker.client, clients.AsyncClient):
-        worker.serve(None)
-        return
-    loop = worker.client.new_loop()
-    asyncio.set_event_loop(loop)
-    loop.run_until_complete(worker.client.open())
-    worker.serve(loop)
-    loop.run_until_complete(worker.client.close())
+    lines.say({"ready": True})
+    while told := lines.hear():
+        child = os.fork()
+        if not child:
+            try:
+                build_and_serve(lines, clients.Spec(**told["spec"]))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)  # no clean-up: native threads of some clients outlive their last reference and crash
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    os._exit(0)  # native threads of some clients outlive their last reference and crash at exit
