@@ -231,6 +231,7 @@ class Stage:
             return self.judged(told | {"error": str(error)}, time.monotonic() - meter.began, jobs)
         own_s = sum(os.times()[:2]) - own_s
         found = self.judged(told, told["seconds"], jobs)
+        one.hashes = sorted({*one.hashes, *self.sink.report()["hashes"]})
         found.foreign_share = meter.foreign(found.cpu_user_s + found.cpu_system_s + found.sink_cpu_s + own_s)
         return found
 

@@ -90,7 +90,7 @@ class Run:
     client: str  # engine, boto3-put_object, … (Meta.versions and Meta.missing say which there were)
     tuning: Tuning
     how: str  # what "tuned" means here, or what else a reader must know; one line
-    hashes: list[str]  # that the client computes over the body, as configured: crc64nvme, crc32, sha256, md5
+    hashes: list[str]  # that the client computed over the body, as its requests told: crc64nvme, crc32, sha256, md5
     rounds: list[Round]
 
 

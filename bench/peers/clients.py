@@ -52,7 +52,7 @@ class Driver:
         self.tls = spec.endpoint.startswith("https")
 
     def hashes(self) -> list[str]:
-        """Over the body, as configured."""
+        """Those over the body that no field of the request tells of; the sink sees the others."""
         return []
 
     def how(self) -> str:

@@ -48,9 +48,6 @@ class S5cmd(Command):
     def how(self) -> str:
         return "process start included" + ("; --concurrency 8" if self.tuned else "")
 
-    def hashes(self) -> list[str]:
-        return [] if self.tls else ["sha256"]
-
     def run(self, files: list[tuple[str, str]], jobs: Any) -> None:
         words = [program("s5cmd") or "s5cmd", "--endpoint-url", self.spec.endpoint, "--log", "error"]
         if jobs.concurrency > 1:
@@ -83,9 +80,6 @@ class Rclone(Command):
     def how(self) -> str:
         tuned = "; --s3-disable-checksum --ignore-checksum --s3-no-head --no-check-dest" if self.tuned else ""
         return "process start included" + tuned
-
-    def hashes(self) -> list[str]:
-        return [*([] if self.tuned else ["md5"]), *([] if self.tls else ["sha256"])]
 
     def run(self, files: list[tuple[str, str]], jobs: Any) -> None:
         words = [*self.words, "--transfers", str(jobs.concurrency)]

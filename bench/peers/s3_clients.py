@@ -94,12 +94,6 @@ class Boto3(SyncClient):
         )
         self.transfer = TransferConfig(preferred_transfer_client="classic")
 
-    def hashes(self) -> list[str]:
-        from botocore.httpchecksum import DEFAULT_CHECKSUM_ALGORITHM
-
-        # Over http the body is signed too (botocore.auth.S3SigV4Auth).
-        return [] if self.tuned else [DEFAULT_CHECKSUM_ALGORITHM.lower(), *([] if self.tls else ["sha256"])]
-
     def how(self) -> str:
         return "request_checksum_calculation=when_required, payload_signing_enabled=False" if self.tuned else ""
 
@@ -141,9 +135,6 @@ class Boto3Crt(SyncClient):
         from botocore.config import Config
 
         return Config(s3={"addressing_style": "path"}, signature_version="s3v4")
-
-    def hashes(self) -> list[str]:
-        return ["crc32"]
 
     def how(self) -> str:
         return "s3transfer.crt.CRTTransferManager"
@@ -203,9 +194,6 @@ class AioBotocore(AsyncClient):
 
         return uvloop.new_event_loop()
 
-    def hashes(self) -> list[str]:
-        return [] if self.tuned else ["crc32", *([] if self.tls else ["sha256"])]
-
     def how(self) -> str:
         return "uvloop, request_checksum_calculation=when_required, payload_signing_enabled=False" if self.tuned else ""
 
@@ -243,9 +231,6 @@ class AioBotocore(AsyncClient):
 
 
 class Obstore(AsyncClient):
-    def hashes(self) -> list[str]:
-        return [] if self.tuned else ["sha256"]
-
     def how(self) -> str:
         trust = "certificates unchecked" if self.tls else ""
         return ", ".join(filter(None, [trust, "unsigned_payload=True, use_multipart=False" if self.tuned else ""]))
@@ -276,9 +261,6 @@ class Obstore(AsyncClient):
 
 
 class OpenDal(AsyncClient):
-    def hashes(self) -> list[str]:
-        return []
-
     async def open(self) -> None:
         import opendal
 
@@ -314,9 +296,6 @@ class Minio(SyncClient):
         self.client = minio.Minio(
             spec.endpoint.split("//")[1], access_key=ACCESS_KEY, secret_key=SECRET_KEY, secure=self.tls, region=REGION
         )
-
-    def hashes(self) -> list[str]:
-        return ["md5"] if self.tls else ["sha256"]
 
     def put(self, source: Source, key: str) -> None:
         with opened(source) as file:

@@ -53,11 +53,14 @@ enum Scenario { STORE, RAW, REDIRECT, REDIRECT_MID, REGION, DENIED, EXISTS, BUSY
 static const char *const NAMES[] = {"store", "raw",    "redirect", "redirect-mid", "region",
                                     "denied", "exists", "busy",     "slow",         "silent"};
 
+/* Over the body, as the fields of a PUT tell. */
+static const char *const HASHES[] = {"sha256", "md5", "crc32", "crc32c", "crc64nvme", "sha1"};
+
 typedef struct {
     enum Scenario scenario;
     const char *argument;
     int listener, number;
-    atomic_llong wire, stored_bytes, stored, completed, refused, refused_bytes, aborted_bytes, connections, open, asked;
+    atomic_llong wire, stored_bytes, stored, completed, refused, refused_bytes, aborted_bytes, connections, open, asked, hashes;
 } Port;
 
 typedef struct {
@@ -90,6 +93,7 @@ typedef struct {
     char method[8], target[4096];
     int64_t length;
     bool chunked, aws_chunked, expects, closes, in_region;
+    unsigned hashes; /* bits, of HASHES */
 } Request;
 
 typedef struct {
@@ -328,6 +332,22 @@ static bool is(const char *line, const char *name, const char **value) {
     return true;
 }
 
+static unsigned hash_bit(const char *name) {
+    for (unsigned i = 0; i < sizeof HASHES / sizeof *HASHES; i++)
+        if (!strncasecmp(name, HASHES[i], strlen(HASHES[i])) && strcspn(name, ": ,") == strlen(HASHES[i])) return 1u << i;
+    return 0;
+}
+
+/* Fields that tell which hashes the client computed over the body. */
+static unsigned hashes_told(const char *line) {
+    const char *value;
+    if (is(line, "x-amz-content-sha256", &value))
+        return strncmp(value, "UNSIGNED", 8) && strncmp(value, "STREAMING-UNSIGNED", 18) ? hash_bit("sha256") : 0;
+    if (is(line, "content-md5", &value) || is(line, "x-amz-meta-md5chksum", &value)) return hash_bit("md5");
+    if (is(line, "x-amz-trailer", &value) && !strncasecmp(value, "x-amz-checksum-", 15)) return hash_bit(value + 15);
+    return strncasecmp(line, "x-amz-checksum-", 15) ? 0 : hash_bit(line + 15);
+}
+
 /* False when the client left, or sent what is no request. */
 static bool read_head(Connection *c, Request *request) {
     char *end, *save = NULL;
@@ -341,6 +361,7 @@ static bool read_head(Connection *c, Request *request) {
     if (!line || sscanf(line, "%7s %4095s", request->method, request->target) != 2) return false;
     while ((line = strtok_r(NULL, "\r\n", &save))) {
         const char *value;
+        request->hashes |= hashes_told(line);
         if (is(line, "content-length", &value)) request->length = strtoll(value, NULL, 10);
         else if (is(line, "transfer-encoding", &value)) request->chunked = strcasestr(value, "chunked");
         else if (is(line, "content-encoding", &value)) request->aws_chunked |= strcasestr(value, "aws-chunked") != NULL;
@@ -353,6 +374,7 @@ static bool read_head(Connection *c, Request *request) {
             request->in_region = strstr(value, scope);
         }
     }
+    if (request->length || request->chunked) atomic_fetch_or(&c->port->hashes, request->hashes);
     return true;
 }
 
@@ -665,6 +687,11 @@ static void report(void) {
                p > ports ? ", " : "", (long long)p->wire, (long long)p->stored_bytes, (long long)p->stored,
                (long long)p->completed, (long long)p->refused, (long long)p->refused_bytes, (long long)p->aborted_bytes,
                (long long)p->connections, (long long)p->open);
+    printf("], \"hashes\": [");
+    long long hashes = 0;
+    for (Port *p = ports; p < ports + port_count; p++) hashes |= p->hashes;
+    for (unsigned i = 0, shown = 0; i < sizeof HASHES / sizeof *HASHES; i++)
+        if (hashes >> i & 1) printf("%s\"%s\"", shown++ ? ", " : "", HASHES[i]);
     printf("], \"objects\": [");
     pthread_mutex_lock(&lock);
     for (int i = 0, shown = 0; digest && i < OBJECTS; i++)
@@ -678,7 +705,7 @@ static void report(void) {
 
 static void reset(void) {
     for (Port *p = ports; p < ports + port_count; p++)
-        p->wire = p->stored_bytes = p->stored = p->completed = p->refused = p->refused_bytes = p->aborted_bytes = 0;
+        p->wire = p->stored_bytes = p->stored = p->completed = p->refused = p->refused_bytes = p->aborted_bytes = p->hashes = 0;
     pthread_mutex_lock(&lock);
     memset(objects, 0, sizeof objects);
     pthread_mutex_unlock(&lock);
