@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -103,11 +102,10 @@ class Bench:
         is_fault = plan.shown.kind == "fault"
         rounds = self.args.rounds or ROUNDS[self.scale]
         timeout_s = self.args.timeout or TIMEOUT_S[self.scale]
-        cpus = sorted(os.sched_getaffinity(0))
         return measure.Options(
             rounds=min(rounds, FAULT_ROUNDS) if is_fault else rounds,
             timeout_s=min(timeout_s, FAULT_TIMEOUT_S) if is_fault else timeout_s,
-            cpu=cpus[-1] if len(cpus) > 1 else None,
+            cpu=harness.last_cpu(),
             bundle=certificate.bundle if certificate else "",
             pem=certificate.pem if certificate else "",
             directory=folder,

@@ -90,6 +90,12 @@ def git(*words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def last_cpu() -> int | None:
+    """The sink's; None where there is only one."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus[-1] if len(cpus) > 1 else None
+
+
 class Meter:
     """The share of the machine's CPU time that others took between two looks at it."""
 

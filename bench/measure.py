@@ -39,7 +39,6 @@ FOREIGN_SETTINGS = re.compile(r"(?i)^AWS_|_proxy$|^(SSL_CERT|CURL_CA|REQUESTS_CA
 class Options:
     rounds: int
     timeout_s: float
-    engine: str = ""  # the folder that `import engine` finds it in; "" where this interpreter does
     cpu: int | None = None  # of the sink
     bundle: str = ""  # of TLS: what clients trust
     pem: str = ""  # and what the sink shows
@@ -53,10 +52,10 @@ class Hung(Exception):
 class ClientProcess:
     """bench/peers/worker.py, started and spoken to: one build at a time."""
 
-    def __init__(self, client: str, options: Options) -> None:
+    def __init__(self, client: str, bundle: str, engine: str) -> None:
         environment = {name: value for name, value in os.environ.items() if not FOREIGN_SETTINGS.search(name)}
-        environment |= {"PYTHONPATH": options.engine or str(engine_folder()), "AWS_EC2_METADATA_DISABLED": "true"}
-        environment["SSL_CERT_FILE"] = options.bundle or "/dev/null"  # where those look that take no other
+        environment |= {"PYTHONPATH": engine or str(engine_folder()), "AWS_EC2_METADATA_DISABLED": "true"}
+        environment["SSL_CERT_FILE"] = bundle or "/dev/null"  # where those look that take no other
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, str(harness.PEERS / "worker.py"), client],
@@ -139,10 +138,10 @@ class ClientProcesses:
     def __init__(self) -> None:
         self.there: dict[tuple[str, ...], ClientProcess] = {}
 
-    def get(self, client: str, tuning: str, options: Options) -> ClientProcess:
-        key = (client, tuning, options.engine)
+    def get(self, client: str, tuning: str, bundle: str, engine: str = "", label: str = "") -> ClientProcess:
+        key = (client, tuning, engine, label)
         if key not in self.there:
-            self.there[key] = ClientProcess(client, options)
+            self.there[key] = ClientProcess(client, bundle, engine)
         return self.there[key]
 
     def end(self, process: ClientProcess) -> None:
@@ -201,14 +200,15 @@ class Stage:
 
     # --- clients
 
-    def contender(self, name: str, tuning: Tuning, **extra: Any) -> Contender:
-        spec = clients.Spec(name, tuning, self.endpoint, self.bundle, self.plan.shown.concurrency, extra)
-        one = Contender(name, tuning, lambda: self.client_round(one, spec))
+    def contender(self, name: str, tuning: Tuning, *, engine: str = "", label: str = "") -> Contender:
+        """engine: the folder that `import engine` finds it in, "" where this interpreter does; label: tells twins apart."""
+        spec = clients.Spec(name, tuning, self.endpoint, self.bundle, self.plan.shown.concurrency)
+        one = Contender(label or name, tuning, lambda: self.client_round(one, spec, engine, label))
         return one
 
-    def client_round(self, one: Contender, spec: clients.Spec) -> Round:
+    def client_round(self, one: Contender, spec: clients.Spec, engine: str, label: str) -> Round:
         plan = self.plan
-        process = self.processes.get(spec.client, spec.tuning, self.options)
+        process = self.processes.get(spec.client, spec.tuning, self.options.bundle, engine, label)
         prefix = f"{spec.client}-{spec.tuning}-{next(self.numbers)}"
         jobs = self.jobs(prefix, clients.CLIENTS[spec.client].is_command)
         meter, own_s = Meter(), sum(os.times()[:2])
