@@ -1,12 +1,15 @@
-"""Is this tree slower than its base? `make bench-gate [BASE=main]`, `python -m bench.gate [--base REF] [--rounds N] [--quick]`
+"""Is this tree slower than its base?
 
-The base is checked out beside this tree (a git worktree in a temporary folder), built if its native sources differ, and measured
-in turns with this one: base, base again, and change. The two bases tell how far apart equals are on this machine, now; a change
-fails when its median ratio to the base is worse than 1 by more than that (and than LEAST: smaller things are not looked for).
-What fails is measured once more, and fails only if it does so again.
+    make bench-gate [BASE=main] [ARGS="--rounds 31"]
+    python -m bench.gate [--base REF] [--rounds N] [--quick]
+
+The base is checked out beside this tree (a git worktree in a temporary folder), built if its native sources differ, and
+measured in turns with this one: base, base again, and change. The two bases tell how far apart equals are on this machine,
+now; a change fails when its median ratio to the base is worse than 1 by more than that (and than LEAST: smaller things are not
+looked for). What fails is measured once more, and fails only if it does so again.
 
 Judged are CPU seconds, which a busy machine disturbs least, and seconds; both for as much work. Lower is better.
-Exit codes: 0 no slower, 1 slower, 2 it could not be measured.
+Exit codes: 0 no slower, 1 slower, 2 it could not be measured, or the noise was more than MOST.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ NATIVE = ("engine/*.pyx", "engine/*.pxd", "engine/*.h", "setup.py")
 WANTED = ("put-256MiB-1x", "put-4KiB", "put-64KiB-8c", "put-1MiB-8c")
 BASE, AGAIN, CHANGE = "base", "base again", "change"
 LEAST = {"CPU": 0.03, "time": 0.05}
+MOST = {"CPU": 0.10, "time": 0.25}  # noise in which no figure says anything
 SIGMAS = 3.0
 ROUNDS = 15
 
@@ -46,8 +50,12 @@ class Verdict(NamedTuple):
     def slower(self) -> bool:
         return self.ratio > self.allowed
 
+    @property
+    def unsure(self) -> bool:
+        return not self.slower and self.allowed > 1 + MOST[self.what]
+
     def __str__(self) -> str:
-        mark = "SLOWER" if self.slower else "ok"
+        mark = "SLOWER" if self.slower else "noisy" if self.unsure else "ok"
         return f"{mark:7}{self.workload:30}{self.what:5}{self.ratio:8.3f}  up to {self.allowed:.3f} is noise"
 
 
@@ -170,7 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     slower = [one for one in found if one.slower]
     print(f"{len(slower)} of {len(found)} figures are worse than {asked.base}'s beyond the noise")
-    return 1 if slower else 0
+    unsure = [one for one in found if one.unsure]
+    if unsure:
+        print(f"{len(unsure)} were too noisy to tell: once more when nobody else uses the machine, or with more rounds")
+    return 1 if slower else 2 if unsure else 0
 
 
 if __name__ == "__main__":

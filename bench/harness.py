@@ -216,8 +216,10 @@ class Sink:
 
     def close(self) -> None:
         assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

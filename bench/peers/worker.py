@@ -172,7 +172,7 @@ def cpu_s(is_command: bool) -> tuple[float, float]:
 
 
 class Lines:
-    """JSON lines in and out. Unbuffered: forks share the descriptors."""
+    """JSON lines in and out. Not a byte is read beyond a line: the next may be for the process that this one was forked off."""
 
     def __init__(self) -> None:
         self.out = os.dup(1)
@@ -185,7 +185,7 @@ class Lines:
         """{} when there is no more."""
         line = b""
         while not line.endswith(b"\n"):
-            piece = os.read(0, 1 << 16)
+            piece = os.read(0, 1)
             if not piece:
                 return {}
             line += piece
