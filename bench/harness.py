@@ -203,16 +203,21 @@ class Sink:
         """Counts since the reset: `cpu_s`, `ports` (a dict each), `objects` (of a digest sink)."""
         return self._say("report")
 
-    def settled(self, patience_s: float = 1.0) -> dict[str, Any]:
-        """A report when nothing comes in any more: what was on its way to a server that refused it counts too."""
-        until = time.monotonic() + patience_s
-        before = self.report()
-        while True:
+    def settled(self, quiet_s: float = 0.1, patience_s: float = 2.0) -> dict[str, Any]:
+        """A report when nothing comes in any more: what was on its way to a server that refused it counts too.
+
+        That is when the client has left everybody who refused it, or has sent nothing for `quiet_s`.
+        """
+        began = changed = time.monotonic()
+        now = self.report()
+        while any(port["lingering"] for port in now["ports"]):
             time.sleep(0.005)
-            now = self.report()
-            if [p["wire"] for p in now["ports"]] == [p["wire"] for p in before["ports"]] or time.monotonic() > until:
-                return now
-            before = now
+            before, now = now, self.report()
+            if [port["wire"] for port in now["ports"]] != [port["wire"] for port in before["ports"]]:
+                changed = time.monotonic()
+            if time.monotonic() - changed > quiet_s or time.monotonic() - began > patience_s:
+                break
+        return now
 
     def close(self) -> None:
         assert self.process.stdin

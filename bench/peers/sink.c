@@ -47,7 +47,7 @@
 #endif
 
 enum { PORTS_MAX = 16, BUFFER = 256 << 10, RECORD_MAX = 5 + (16 << 10) + 256, OBJECTS = 1 << 14, PATH_SHOWN = 200 };
-enum { MID_BYTES = 8 << 20, SLOW_S = 2, LINGER_S = 5 };
+enum { MID_BYTES = 8 << 20, SLOW_S = 2, LINGER_S = 5, SHORT_RECORD = 64 /* may be an alert */ };
 enum Scenario { STORE, RAW, REDIRECT, REDIRECT_MID, REGION, DENIED, EXISTS, BUSY, SLOW, SILENT };
 
 static const char *const NAMES[] = {"store", "raw",    "redirect", "redirect-mid", "region",
@@ -60,7 +60,7 @@ typedef struct {
     enum Scenario scenario;
     const char *argument;
     int listener, number;
-    atomic_llong wire, stored_bytes, stored, completed, refused, refused_bytes, aborted_bytes, connections, open, asked, hashes;
+    atomic_llong wire, stored_bytes, stored, completed, refused, refused_bytes, aborted_bytes, connections, open, lingering, asked, hashes;
 } Port;
 
 typedef struct {
@@ -304,7 +304,7 @@ static int64_t drop(Connection *c, int64_t size) {
     if (c->tls) {
         int length = c->opener ? whole_record(c, true) : -1;
         if (c->opener && length < 0) return 0;
-        if (length >= 17 && length - 17 <= size) {
+        if (length > SHORT_RECORD && length - 17 <= size) {
             c->number++;
             c->raw_skip = 5 + (size_t)length;
             return length - 17;
@@ -508,7 +508,9 @@ static bool refuse(Connection *c, const Request *request, const char *status, co
              code, status, c->port->scenario == REGION ? "<Endpoint>127.0.0.1</Endpoint>" : "");
     bool has_body = request->length || request->chunked;
     atomic_fetch_add(&c->port->refused, 1);
+    atomic_fetch_add(&c->port->lingering, has_body);
     if (reply(c, status, fields, xml, has_body, !strcmp(request->method, "HEAD")) && has_body) linger(c);
+    atomic_fetch_sub(&c->port->lingering, has_body);
     return !has_body;
 }
 
@@ -683,10 +685,10 @@ static void report(void) {
     printf("{\"cpu_s\": %.6f, \"ports\": [", cpu);
     for (Port *p = ports; p < ports + port_count; p++)
         printf("%s{\"wire\": %lld, \"stored_bytes\": %lld, \"stored\": %lld, \"completed\": %lld, \"refused\": %lld, "
-               "\"refused_bytes\": %lld, \"aborted_bytes\": %lld, \"connections\": %lld, \"open\": %lld}",
+               "\"refused_bytes\": %lld, \"aborted_bytes\": %lld, \"connections\": %lld, \"open\": %lld, \"lingering\": %lld}",
                p > ports ? ", " : "", (long long)p->wire, (long long)p->stored_bytes, (long long)p->stored,
                (long long)p->completed, (long long)p->refused, (long long)p->refused_bytes, (long long)p->aborted_bytes,
-               (long long)p->connections, (long long)p->open);
+               (long long)p->connections, (long long)p->open, (long long)p->lingering);
     printf("], \"hashes\": [");
     long long hashes = 0;
     for (Port *p = ports; p < ports + port_count; p++) hashes |= p->hashes;
