@@ -23,8 +23,8 @@ from .workloads import TRANSPORTS, Plan, Scale, plans
 ROUNDS = {"full": 7, "quick": 3, "tiny": 1}
 FAULT_ROUNDS = 3
 BUDGET_MINUTES = {"full": 20.0, "quick": 1.3, "tiny": 0.1}
-TIMEOUT_S = {"full": 60.0, "quick": 10.0, "tiny": 5.0}
-FAULT_TIMEOUT_S = 20.0
+TIMEOUT_S = {"full": 60.0, "quick": 20.0, "tiny": 20.0}
+FAULT_TIMEOUT_S = {"full": 20.0, "quick": 5.0, "tiny": 5.0}
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -67,7 +67,7 @@ def contenders(plan: Plan, names: list[str], tuning: str | None) -> list[tuple[s
         if plan.action not in known.actions:
             continue
         for each in known.tunings:
-            if plan.shown.kind == "fault" and each == "tuned":
+            if each == "tuned" and (plan.shown.kind == "fault" or not (plan.tuned or name == "engine")):
                 continue
             if tuning in (None, each):
                 found.append((name, "tuned" if each == "tuned" else "defaults"))
@@ -98,13 +98,16 @@ class Bench:
             self.note(f"no TLS: {error}")
             return None
 
-    def options(self, plan: Plan, folder: Path, certificate: harness.Certificate | None) -> measure.Options:
+    def options(
+        self, plan: Plan, transport: Transport, folder: Path, certificate: harness.Certificate | None
+    ) -> measure.Options:
         is_fault = plan.shown.kind == "fault"
         rounds = self.args.rounds or ROUNDS[self.scale]
+        fault_rounds = FAULT_ROUNDS if self.scale == "full" and transport == "plain" else 1
         timeout_s = self.args.timeout or TIMEOUT_S[self.scale]
         return measure.Options(
-            rounds=min(rounds, FAULT_ROUNDS) if is_fault else rounds,
-            timeout_s=min(timeout_s, FAULT_TIMEOUT_S) if is_fault else timeout_s,
+            rounds=min(rounds, fault_rounds) if is_fault else rounds,
+            timeout_s=min(timeout_s, FAULT_TIMEOUT_S[self.scale]) if is_fault else timeout_s,
             cpu=harness.last_cpu(),
             bundle=certificate.bundle if certificate else "",
             pem=certificate.pem if certificate else "",
@@ -127,12 +130,12 @@ class Bench:
             transports = [one for one in there if self.args.transport in (None, one)]
             processes = stack.enter_context(measure.ClientProcesses())
             found.meta.openssl_of_c = harness.openssl_of_c() if "tls" in transports else ""
-            steps = [(plan, transport) for transport in transports for plan in self.plans]
+            steps = [(plan, one) for one in transports for plan in self.plans if one in plan.transports]
             left = sum(plan.weight for plan, _transport in steps)
             for plan, transport in steps:
                 time_s = max(1.0, self.budget_s - (time.monotonic() - self.began)) * plan.weight / left
                 left -= plan.weight
-                options = self.options(plan, folder, certificate)
+                options = self.options(plan, transport, folder, certificate)
                 self.step(found, plan, transport, options, processes, time_s)
         found.meta.spent_s = time.monotonic() - self.began
         return found

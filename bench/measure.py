@@ -404,9 +404,10 @@ def take_turns(contenders: list[Contender], options: Options, budget_s: float, n
                 if one.rounds[-1].outcome == "hung":
                     one.out = "hung"
             one.spent_s += time.monotonic() - started
-    cut = sorted({one.name for one in contenders if one.rounds and len(one.rounds) < options.rounds and not one.out})
+    cut = [len(one.rounds) for one in contenders if one.rounds and len(one.rounds) < options.rounds and not one.out]
     if cut:
-        note(f"fewer than {options.rounds} rounds, for want of time: {', '.join(cut)}")
+        of_all = f"{len(cut)} of {len(contenders)} contenders"
+        note(f"{of_all} have {min(cut)} to {max(cut)} rounds instead of {options.rounds}, for want of time")
 
 
 def staged(

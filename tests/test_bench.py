@@ -343,8 +343,8 @@ def test_slow_clients_get_fewer_rounds_and_it_is_said() -> None:
     options = measure.Options(rounds=7, timeout_s=1)
     measure.take_turns([fast, slow], options, 0.2, notes.append)
     assert len(slow.rounds) == measure.ROUNDS_AT_LEAST
-    assert len(fast.rounds) > len(slow.rounds) or notes
-    assert any("slow" in note for note in notes)
+    assert len(fast.rounds) >= len(slow.rounds)
+    assert "of 2 contenders have" in notes[0]
 
 
 # --- everything -------------------------------------------------------------------------------------------------------

@@ -777,5 +777,5 @@ int main(int argc, char **argv) {
         if (!strcmp(line, "report\n")) report();
         else if (!strcmp(line, "reset\n")) reset();
     }
-    return 0;
+    _exit(0); /* not exit(): OpenSSL would clean up under the threads */
 }
