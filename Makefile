@@ -2,12 +2,14 @@
 #
 #   make demo FILE=big.bin           a file of yours instead of random bytes
 #   make test ARGS="-k redirect"     arguments for pytest
+#   make bench ARGS=--quick          arguments for the benchmark
 #   make check PYTHON=python3.13     another Python (the environment is made anew for it; VENV= keeps two)
 
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
 FILE   ?=
+BASE   ?= main
 REQUIRE ?=
 
 RUN := $(VENV)/bin/python
@@ -17,7 +19,7 @@ EXTENSIONS := $(patsubst engine/%.pyx,engine.%,$(wildcard engine/*.pyx))
 SCRIPTS := $(sort $(wildcard bench/micro_*.py))
 SANITIZERS := $(sort $(wildcard tests/fuzz/run_*.sh))
 
-.PHONY: help demo test check bench sanitize clean
+.PHONY: help demo test check bench bench-micro bench-gate bench-scaling sanitize clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -25,7 +27,10 @@ help:
 	@echo 'make demo      a file is refused by one server, stored by another, and sent once (loopback, no account)'
 	@echo 'make test      the tests, without root and without other servers'
 	@echo 'make check     formatting, lint, types, stubs'
-	@echo 'make bench     the micro benchmarks'
+	@echo 'make bench     engine beside every other client that is installed: 20 minutes, or ARGS=--quick'
+	@echo 'make bench-micro  one hot function each, beside rivals and bare C loops'
+	@echo 'make bench-gate   is this tree slower than BASE (main)?'
+	@echo 'make bench-scaling  how the cost of a PUT grows by size, connections and distance: 4 minutes'
 	@echo 'make sanitize  the C parts under sanitizers and fuzzers'
 	@echo 'make clean     remove everything that the others made'
 
@@ -43,6 +48,15 @@ check: $(VENV)/.dev
 		--ignore-unused-allowlist --ignore-disjoint-bases $(EXTENSIONS) && echo "stubs: complete"
 
 bench: $(VENV)/.bench
+	@$(RUN) -m bench $(ARGS)
+
+bench-gate: $(VENV)/.bench
+	@$(RUN) -m bench.gate --base $(BASE) $(ARGS)
+
+bench-scaling: $(VENV)/.bench
+	@$(RUN) -m bench.scaling $(ARGS)
+
+bench-micro: $(VENV)/.bench
 	@set -e; for script in $(SCRIPTS); do echo "== $$script"; $(RUN) $$script $(ARGS); done
 
 # 77: something is missing that only this one needs. REQUIRE=1, as .ci/run sets it, makes a failure of that.

@@ -12,107 +12,55 @@ rounds as asked for), and the JSON says for every measurement how much they took
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
-import platform
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).resolve().parent
-GIB = 1 << 30
-FOREIGN_MAX = 0.05  # of the machine's CPU time
-TRIES = 4  # rounds made for each that is asked for
-INSIDE = "MICRO_BODYSEND_NAMESPACE"  # set in the process that runs inside the namespace
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-Row = dict[str, Any]
-
-
-def enter_namespace() -> str:
-    """Start again inside a fresh network namespace; returns the congestion control that is in force."""
-    setting = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-    if INSIDE not in os.environ:
-        prefix = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--net", "--map-root-user"]
-        if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0:
-            os.environ[INSIDE] = "1"
-            os.execvp("unshare", [*prefix, sys.executable, *sys.argv])
-        print("no network namespace to be had: this runs on the host's loopback", file=sys.stderr)
-        return setting.read_text().strip()
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    setting.write_text("reno")
-    return setting.read_text().strip()
+from bench import harness, micro  # noqa: E402
+from bench.harness import GIB  # noqa: E402
+from bench.micro import Row, judged  # noqa: E402
 
 
 class Bench:
     def __init__(self, directory: Path, rounds: int, gib: int) -> None:
-        self.directory = directory
         self.rounds = rounds
         self.gib = gib
-        for name in ("sink", "limits"):
-            source = HERE / "peers" / f"{name}.c"
-            subprocess.run(["cc", "-O2", "-pthread", str(source), "-o", str(directory / name)], check=True)
-        self.file = directory / "body"
-        with open(self.file, "wb") as file:
-            block = os.urandom(min(gib, 16 << 20))
-            for _ in range(4 * gib // len(block)):
-                file.write(block)
-        os.sync()
-        self.sink = subprocess.Popen([str(directory / "sink"), "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.sink.stdout
-        self.port = self.sink.stdout.readline().decode().strip()
-
-    def close(self) -> None:
-        assert self.sink.stdin
-        self.sink.stdin.close()
-        self.sink.wait()
+        self.limits = harness.compiled("limits")
+        self.file = harness.body_file(directory, 4 * gib)
+        self.sink = harness.Sink("raw", cpu=1)
+        self.port = str(self.sink.ports[0])
 
     def run(self, who: str, kind: str, size: int, connections: int, *cpu: str) -> dict[str, float]:
-        program = (
-            [str(self.directory / "limits")] if who == "c" else [sys.executable, str(HERE / "peers" / "body_case.py")]
-        )
-        command = [*program, kind, self.port, str(self.file), str(size), str(connections), *cpu]
+        case = [kind, self.port, self.file, str(size), str(connections)]
+        if who == "c":
+            command = [self.limits, *case, "-", "0", *cpu]
+        else:
+            command = [sys.executable, str(harness.PEERS / "body_case.py"), *case, *cpu]
         filler = None
         if kind == "splice":
-            fill = [str(self.directory / "limits"), "fill", "-", "-", str(size), "1", "0"]
+            fill = [self.limits, "fill", "-", "-", str(size), "1", "-", "0"]
             filler = subprocess.Popen(fill, stdout=subprocess.PIPE)
-        environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
         source = filler.stdout if filler else None
         done = subprocess.run(command, stdin=source, stdout=subprocess.PIPE, check=True, env=environment)
         if filler:
             filler.communicate()
         result: dict[str, float] = json.loads(done.stdout)
+        if who == "c":
+            result["cpu"] = result["user"] + result["system"]
         return result
 
-    def cpu_seconds(self) -> tuple[float, float]:
-        """CPU time that the whole machine spent since boot, and that our processes spent."""
-        tick = os.sysconf("SC_CLK_TCK")
-        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-        sink = Path(f"/proc/{self.sink.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        own = (int(sink[11]) + int(sink[12])) / tick + sum(os.times()[:4])
-        return (sum(fields) - fields[3] - fields[4]) / tick, own  # without idle and iowait
-
     def measured(self, take: Callable[[int], Row]) -> list[Row]:
-        """Rounds of `take`, those in which others used the machine made again."""
-        good: list[Row] = []
-        disturbed: list[Row] = []
-        while len(good) < self.rounds and len(good) + len(disturbed) < TRIES * self.rounds:
-            (machine, own), start = self.cpu_seconds(), time.monotonic()
-            row = take(len(good) + len(disturbed))
-            machine_after, own_after = self.cpu_seconds()
-            foreign = (machine_after - machine) - (own_after - own)
-            row["foreign"] = round(foreign / ((time.monotonic() - start) * (os.cpu_count() or 1)), 3)
-            (good if row["foreign"] <= FOREIGN_MAX else disturbed).append(row)
-        disturbed.sort(key=lambda row: float(row["foreign"]))
-        return good + disturbed[: self.rounds - len(good)]
+        self.sink.reset()
+        return micro.undisturbed(take, self.rounds, lambda: float(self.sink.report()["cpu_s"]))
 
     def against_c(self, name: str, kind: str, size: int, connections: int, asked: tuple[float, float | None]) -> Row:
         def pair(index: int) -> Row:
@@ -121,8 +69,7 @@ class Bench:
 
         rounds = self.measured(pair)
         total_gib = size * connections / GIB
-        speed = statistics.median(pair["c"]["seconds"] / pair["ours"]["seconds"] for pair in rounds)
-        cost = statistics.median(pair["ours"]["cpu"] / pair["c"]["cpu"] for pair in rounds)
+        speed, cost = micro.ratio(rounds, "c", "ours", "seconds"), micro.ratio(rounds, "ours", "c", "cpu")
         c_speed, c_cost, our_speed, our_cost = (
             value
             for who in ("c", "ours")
@@ -136,73 +83,38 @@ class Bench:
             f"{our_speed:.2f} GiB/s, C {c_speed:.2f}: {speed:.3f}; CPU-s/GiB {our_cost:.3f}, C {c_cost:.3f}: {cost:.3f}"
         )
         wanted = f">= {asked[0]}" + (f", <= {asked[1]}" if asked[1] else "")
-        return {"case": name, "result": text, "asked": wanted, "reached": reached, "rounds": rounds}
+        return judged(name, text, wanted, reached, rounds)
 
     def ticker(self, connections: int, bar_ms: float) -> Row:
         size = min(4 * self.gib, 16 * self.gib // connections)
         rounds = self.measured(lambda index: dict(self.run("ours", "ticker", size, connections)))
         p99 = statistics.median(row["p99_ms"] for row in rounds)
         worst = max(row["max_ms"] for row in rounds)
-        return {
-            "case": f"1 ms ticker beside {connections} bodies",
-            "result": f"p99 {p99:.3f} ms, worst {worst:.2f} ms",
-            "asked": f"<= {bar_ms} ms",
-            "reached": p99 <= bar_ms,
-            "rounds": rounds,
-        }
+        text = f"p99 {p99:.3f} ms, worst {worst:.2f} ms"
+        return judged(f"1 ms ticker beside {connections} bodies", text, f"<= {bar_ms} ms", p99 <= bar_ms, rounds)
 
     def busy(self) -> Row:
         rounds = self.measured(
             lambda index: {kind: self.run("ours", kind, 4 * self.gib, 1) for kind in ("sendfile", "busy")}
         )
-        kept = statistics.median(pair["sendfile"]["seconds"] / pair["busy"]["seconds"] for pair in rounds)
-        return {
-            "case": "file beside a busy Python thread",
-            "result": f"{kept:.3f} of the throughput without it, on {os.cpu_count()} cores for 3 busy threads",
-            "asked": ">= 0.6",
-            "reached": kept >= 0.6,
-            "rounds": rounds,
-        }
+        kept = micro.ratio(rounds, "sendfile", "busy", "seconds")
+        text = f"{kept:.3f} of the throughput without it, on {os.cpu_count()} cores for 3 busy threads"
+        return judged("file beside a busy Python thread", text, ">= 0.6", kept >= 0.6, rounds)
 
     def memory(self) -> Row:
-        rounds = [self.run("ours", "memory", 4 * self.gib, 1)]
+        rounds: list[Row] = [dict(self.run("ours", "memory", 4 * self.gib, 1))]
         growth = rounds[0]["growth_bytes"]
-        return {
-            "case": "peak memory growth for the file",
-            "result": f"{growth / 2**20:.2f} MiB",
-            "asked": "<= 8 MiB",
-            "reached": growth <= 8 << 20,
-            "rounds": rounds,
-        }
+        text = f"{growth / 2**20:.2f} MiB"
+        return judged("peak memory growth for the file", text, "<= 8 MiB", growth <= 8 << 20, rounds)
 
     def refused(self, times: int) -> Row:
-        row = self.run("ours", "refused", times, 1)
-        return {
-            "case": f"403 and reset in mid-body, {times} times",
-            "result": f"{row['lost']} answers lost; bytes after the answer: median {row['after_median_bytes'] / 1024:.0f} KiB, "
-            f"p99 {row['after_p99_bytes'] / 1024:.0f} KiB",
-            "asked": "0; <= 512 KiB",
-            "reached": row["lost"] == 0 and row["after_median_bytes"] <= 512 << 10,
-            "rounds": [row],
-        }
-
-
-def machine(congestion_control: str) -> dict[str, Any]:
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    )
-    return {
-        "commit": commit.stdout.strip(),
-        "kernel": platform.release(),
-        "cpu": model[0].split(":")[1].strip() if model else platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "congestion_control": congestion_control,
-        "namespace": INSIDE in os.environ,
-        "load_before": os.getloadavg()[0],
-        "nice": os.nice(0),
-    }
+        row: Row = dict(self.run("ours", "refused", times, 1))
+        text = (
+            f"{row['lost']} answers lost; bytes after the answer: median {row['after_median_bytes'] / 1024:.0f} KiB, "
+            f"p99 {row['after_p99_bytes'] / 1024:.0f} KiB"
+        )
+        reached = row["lost"] == 0 and row["after_median_bytes"] <= 512 << 10
+        return judged(f"403 and reset in mid-body, {times} times", text, "0; <= 512 KiB", reached, [row])
 
 
 def be_nice(increment: int) -> None:
@@ -216,23 +128,17 @@ def be_nice(increment: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write every measurement there")
-    parser.add_argument("--quick", action="store_true", help="a 256th of the bytes, one round: does it run at all")
+    parser = micro.arguments(__doc__)
     parser.add_argument("--only", default="", help="substring of the case names to run")
     parser.add_argument("--nice", type=int, default=0, help="of all processes measured, the sink too")
     arguments = parser.parse_args()
-    congestion_control = enter_namespace()
     gib, rounds, times = (GIB // 256, 1, 20) if arguments.quick else (GIB, arguments.rounds, 1000)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the 4 GiB file is removed then too
     if arguments.nice:
         be_nice(arguments.nice)
-    directory = Path(tempfile.mkdtemp(prefix="micro-bodysend-"))
-    about = machine(congestion_control)
+    about = micro.machine()
     print(about)
     rows: list[Row] = []
-    try:
+    with harness.body_files() as directory:
         bench = Bench(directory, rounds, gib)
         cases = {
             "file, 1 connection": lambda name: bench.against_c(name, "sendfile", 4 * gib, 1, (0.95, 1.10)),
@@ -247,15 +153,10 @@ def main() -> None:
         }
         for name, case in cases.items():
             if arguments.only in name:
-                rows.append(row := case(name))
-                foreign = max(float(one.get("foreign", 0)) for one in row["rounds"])
-                note = f" (others took up to {foreign:.0%} of the machine)" if foreign > FOREIGN_MAX else ""
-                print(f"{'ok  ' if row['reached'] else 'MISS'} {row['case']}: {row['result']}{note}", flush=True)
-        bench.close()
-    finally:
-        shutil.rmtree(directory)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": about, "cases": rows}, indent=1) + "\n")
+                rows.append(case(name))
+                micro.show(rows[-1])
+        bench.sink.close()
+    micro.write(arguments.json, about, rows)
 
 
 if __name__ == "__main__":

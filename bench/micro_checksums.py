@@ -1,4 +1,6 @@
-"""Checksum libraries side by side, and `checksum_file`. `python bench/micro_checksums.py [--json]`
+"""Checksum libraries side by side, and `checksum_file`.
+
+    python bench/micro_checksums.py [--quick] [--rounds 7] [--json FILE]
 
 Why awscrt: the only CRC64NVME on PyPI that lets the interpreter go. Put beside it whatever of the others is installed
 (`pip install anycrc google-crc32c crc32c isal zlib-ng`).
@@ -22,12 +24,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import harness, micro
 from engine import checksums
 from engine.limits import KIB, MIB
 
-ROUNDS = 7
 PIECE = 64 * KIB
 # (algorithm, distribution, module, how to get a function of one buffer from the module)
 CANDIDATES: list[tuple[str, str, str, Callable[[Any], Callable[[Any], object]]]] = [
@@ -84,7 +89,7 @@ def size_kib(distribution: str) -> int:
     return sum(path.stat().st_size for file in files if (path := file.locate()).is_file()) // KIB  # type: ignore[attr-defined]
 
 
-def compare_libraries() -> list[dict[str, Any]]:
+def compare_libraries(rounds: int, size: int) -> list[dict[str, Any]]:
     rows, functions = [], []
     for algorithm, distribution, module, get in CANDIDATES:
         row: dict[str, Any] = {"algorithm": algorithm, "library": distribution or f"{module} (stdlib)"}
@@ -99,27 +104,26 @@ def compare_libraries() -> list[dict[str, Any]]:
         row["disk_kib"] = size_kib(distribution)
     piece = memoryview(os.urandom(PIECE))
     rates: dict[int, list[float]] = {}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for row, function in functions:
-            rates.setdefault(id(row), []).append(throughput(function, piece, 32 * MIB))
-    large = bytes(256 * MIB)
+            rates.setdefault(id(row), []).append(throughput(function, piece, size // 8))
+    large = bytes(size)
     for row, function in functions:
         row["gib_per_s"] = round(statistics.median(rates[id(row)]), 2)
         row["held_up_ms"] = round(held_up_ms(function, large), 1)
     return rows
 
 
-def compare_reads() -> list[dict[str, Any]]:
-    """`checksum_file` over a cached file of 256 MiB, by the size of its reads."""
+def compare_reads(rounds: int, size: int) -> list[dict[str, Any]]:
+    """`checksum_file` over a cached file, by the size of its reads."""
     sizes = [16 * KIB, 64 * KIB, 256 * KIB, 512 * KIB, MIB, 2 * MIB, 4 * MIB]
-    size = 256 * MIB
     results: dict[int, list[tuple[float, float]]] = {read: [] for read in sizes}
     with tempfile.TemporaryFile() as file:
         piece = os.urandom(MIB)
         for _ in range(size // MIB):
             file.write(piece)
         file.flush()
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for read in sizes:
                 checksums.READ_BYTES = read  # type: ignore[misc]
                 checksums._buffers.__dict__.clear()
@@ -139,10 +143,12 @@ def compare_reads() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    libraries, reads = compare_libraries(), compare_reads()
-    if "--json" in sys.argv[1:]:
-        print(json.dumps({"machine": platform.platform(), "libraries": libraries, "checksum_file": reads}, indent=1))
-        return
+    asked = micro.arguments(__doc__).parse_args()
+    rounds, size = (1, 8 * MIB) if asked.quick else (asked.rounds, 256 * MIB)
+    libraries, reads = compare_libraries(rounds, size), compare_reads(rounds, size)
+    if asked.json:
+        found = {"machine": harness.machine(), "libraries": libraries, "checksum_file": reads}
+        asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(
         f"{'algorithm':10} {'library':18} {'version':10} {'GiB/s':>7} {'held up ms':>11} {'import ms':>10} {'disk KiB':>9}"
     )

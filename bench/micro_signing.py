@@ -1,4 +1,6 @@
-"""Signing one small PUT: ours against botocore's S3SigV4Auth. `python bench/micro_signing.py [pytest-benchmark options]`
+"""Signing one small PUT: ours against botocore's S3SigV4Auth.
+
+    python bench/micro_signing.py [--quick] [--json FILE] [--benchmark-compare] [other pytest-benchmark options]
 
 Both get a request ready to be signed and give back the fields; botocore's signing key is derived anew for every request, as
 botocore does it. What it does not measure: building the request, which differs more than the signing.
@@ -8,12 +10,15 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotocoreCredentials
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.signing import Credentials, quote_key, sign
 from engine.wire import Url
@@ -50,5 +55,6 @@ def test_quote_key(benchmark: Any) -> None:
 
 
 if __name__ == "__main__":
-    columns = "--benchmark-columns=min,median,iqr,ops"
-    sys.exit(pytest.main([__file__, "-q", "-o", "addopts=", "--benchmark-only", columns, *sys.argv[1:]]))
+    from bench import micro
+
+    sys.exit(micro.pytest_benchmark(__file__))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.client import Client
 
 PROGRAM: Final = "putengine"
-COMMANDS: Final = ("put", "head", "delete", "get", "doctor", "sandbox", "demo", "config")
+COMMANDS: Final = ("put", "head", "delete", "get", "doctor", "sandbox", "demo", "config", "bench")
 
 DESCRIPTION: Final = """\
 Puts multi-GB files into S3 and anything that speaks like it: asks first, follows
@@ -33,6 +33,7 @@ commands:
   demo [FILE]         a file is refused, redirected, sent once: with the proof
   sandbox             two S3 endpoints on loopback to try things on
   config --explain    every setting, its value and where it came from
+  bench [--quick]     this engine beside other clients, on loopback
 
 URL is s3://bucket/key, which is signed, or http://… for presigned URLs, WebDAV,
 WebHDFS and the like. "putengine COMMAND --help" has the options of a command.
@@ -297,6 +298,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     first = next((word for word in argv if not word.startswith("-")), None)
     if first is not None and first not in COMMANDS:
         raise UsageError(f"unknown command {first!r}; there are {', '.join(COMMANDS)} (see '{PROGRAM} --help')")
+    if first == "bench":  # a program of its own
+        words = list(argv)
+        return argparse.Namespace(command=first, words=words[words.index(first) + 1 :])
     args, unknown = build_parser().parse_known_args(argv)
     if args.command is None:
         raise UsageError(f"a command is missing; there are {', '.join(COMMANDS)} (see '{PROGRAM} --help')")

@@ -469,7 +469,7 @@ def _doctor(args: argparse.Namespace) -> int:
     return code
 
 
-# --- sandbox, demo, config ----------------------------------------------------------------------------------------------
+# --- sandbox, demo, config, bench ---------------------------------------------------------------------------------------
 
 
 def _sandbox(args: argparse.Namespace) -> int:
@@ -512,6 +512,22 @@ def _config(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _bench(args: argparse.Namespace) -> int:
+    """The harness is a package of its own, `putengine_bench`; in a checkout it is the folder bench/ beside this package."""
+    import importlib
+    import importlib.util
+    from pathlib import Path
+
+    name = "putengine_bench"
+    file = Path(__file__).resolve().parents[1] / "bench" / "__init__.py"
+    if importlib.util.find_spec(name) is None and file.exists():
+        spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
+        assert spec is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+    code: int = importlib.import_module(f"{name}.__main__").main(args.words, f"{arguments.PROGRAM} bench")
+    return code
+
+
 _COMMANDS: Final = {
     "put": _put,
     "head": _head,
@@ -521,4 +537,5 @@ _COMMANDS: Final = {
     "sandbox": _sandbox,
     "demo": _demo,
     "config": _config,
+    "bench": _bench,
 }
