@@ -551,8 +551,8 @@ class Run:
         self._mark_last("early-success")
         return ProtocolError(
             f"{self._job.what}: the server said {exchange.status} after {exchange.body_sent} of "
-            f"{exchange.plan.body_size if exchange.plan.body_size is not None else 'an unknown number of'} body bytes; "
-            "it cannot have stored the object",
+            f"{exchange.plan.body_size if exchange.plan.body_size is not None else 'an unknown number of'} body bytes, before "
+            "the whole request had left; it cannot have carried it out",
             kind="early-success",
         )
 
