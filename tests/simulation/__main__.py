@@ -30,8 +30,12 @@ def main() -> int:
             outcomes += run(seed).outcomes
             seed += 1
         spent = time.perf_counter() - began
-    print(f"{seed - given.first} scenarios, {outcomes.total()} calls, {Machine.steps} steps of the machine in {spent:.1f} s:")
-    print(f"{Machine.steps / spent * 60 / 1e6:.2f} million steps a minute; {len(Machine.rows)} of {len(TRANSITIONS)} rows")
+    print(
+        f"{seed - given.first} scenarios, {outcomes.total()} calls, {Machine.steps} steps of the machine in {spent:.1f} s:"
+    )
+    print(
+        f"{Machine.steps / spent * 60 / 1e6:.2f} million steps a minute; {len(Machine.rows)} of {len(TRANSITIONS)} rows"
+    )
     print(dict(outcomes.most_common()))
     return 0
 

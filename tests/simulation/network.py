@@ -21,7 +21,9 @@ from engine._bodysend import Outcome, Stop
 from tests.simulation.loop import VirtualLoop
 
 PATTERN_BYTES = 1 << 22
-PATTERN = random.Random(100).randbytes(PATTERN_BYTES)  # every source is a range of it, so that an offset shows in the bytes
+PATTERN = random.Random(100).randbytes(
+    PATTERN_BYTES
+)  # every source is a range of it, so that an offset shows in the bytes
 PIECE_BYTES = 1 << 18  # of a file between two looks of the sender
 
 Names = Callable[[str, random.Random], list[str]]  # the addresses of a host, none for a name that does not exist
@@ -123,7 +125,8 @@ class Tap:
             if not self._chunk_left:
                 self._chunk_left = -2
             return view[count:]
-        self._line += view[:1]
+        line_end = bytes(view[:20]).find(b"\n") + 1 or len(view)
+        self._line += view[:line_end]
         if self._line.endswith(b"\r\n"):
             line = bytes(self._line[:-2])
             self._line.clear()
@@ -133,12 +136,14 @@ class Tap:
                 assert line == b"", "no end of a chunk"
                 request.complete = self._chunk_left == -3
                 self._chunk_left = -1
-        return view[1:]
+        return view[line_end:]
 
     def _body(self, request: Request, view: memoryview) -> None:
         start = request.call.offset + request.received
         assert view[:8] == PATTERN[start : start + min(8, len(view))], "not the bytes that belong here"
-        assert view[-8:] == PATTERN[max(start, start + len(view) - 8) : start + len(view)], "not the bytes that belong here"
+        assert view[-8:] == PATTERN[max(start, start + len(view) - 8) : start + len(view)], (
+            "not the bytes that belong here"
+        )
         self._link.network.referee.body(request, start, len(view))
         request.received += len(view)
 
@@ -171,7 +176,8 @@ class Link:
         self.duplicate_closed = False
         self.transport_closed = False
         self.finished = False  # by the peer
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiter: asyncio.Future[None] | None = None  # the peer's, and for what
+        self._awaited: Callable[[], bool] = bool
         self._taken = 0
 
     # --- the engine's side -----------------------------------------------------------------------------------------
@@ -276,39 +282,30 @@ class Link:
 
     def read_on(self) -> None:
         """From here on all that comes is read at once."""
-        self.reading, self.unread = True, 0
+        self.reading, self.unread, self.window = True, 0, max(self.window, 1 << 16)
         self._poke()
 
     async def next_request(self) -> Request | None:
         """The next request whose head is complete; None when the engine closed."""
-        while True:
-            if len(self.tap.all) > self._taken and self.tap.all[self._taken].head_sent_at is not None:
-                self._taken += 1
-                return self.tap.all[self._taken - 1]
-            if not await self.wait():
-                return None
+        number = self._taken
+        if not await self.until(lambda: len(self.tap.all) > number and self.tap.all[number].head_sent_at is not None):
+            return None
+        self._taken += 1
+        return self.tap.all[number]
 
     async def until(self, holds: Callable[[], bool]) -> bool:
-        """Wait until something holds. False when the engine closed before."""
+        """Wait until something holds. False when the engine closed before, or will never hear us again."""
         while not holds():
-            if not await self.wait():
+            if self.client_closed or self.finished:
                 return False
+            self._waiter, self._awaited = self.network.loop.create_future(), holds
+            await self._waiter
         return True
 
-    async def wait(self) -> bool:
-        """Until something happened. False when the engine closed, or will never hear us again."""
-        if self.client_closed or self.finished:
-            return False
-        waiter = self.network.loop.create_future()
-        self._waiters.append(waiter)
-        await waiter
-        return not self.client_closed
-
     def changed(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and (self.client_closed or self.finished or self._awaited()):
+            waiter.set_result(None)
 
     def _arrive(self, data: bytes) -> None:
         if not (self.broken or self.transport_closed):
@@ -320,13 +317,11 @@ class Link:
     def _end(self) -> None:
         self.ended = True
         self._poke()
-        self.changed()
 
     def _break(self, number: int) -> None:
         if not self.broken:
             self.broken = number
             self._poke()
-            self.changed()
 
     def _poke(self) -> None:
         if self.transport is not None:

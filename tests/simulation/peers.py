@@ -93,6 +93,8 @@ class Peers:
         self._rng = rng
         self._referee = referee
         self._wildness = wildness
+        # Now and then all servers of the world say the same for ever: what does not count its steps will not end.
+        self._mood = rng.choices([0, 503, 307], [20, 1, 1])[0]
 
     async def serve(self, link: Link) -> None:
         rng = self._rng
@@ -219,6 +221,8 @@ class Peers:
 
     def _answer(self, request: Request, status: int | None) -> tuple[bytes, list[Mark], bool]:
         rng = self._rng
+        if self._mood and (status is None or self._mood == 503):
+            status = self._mood
         if status is None:
             statuses = [307, 308, 301, 302, 303, 400, 403, 404, 412, 417, 429, 500, 503, 200, 304, 300]
             status = rng.choices(statuses, [30, 5, 10, 4, 1, 6, 5, 2, 2, 5, 2, 4, 8, 5, 1, 1])[0]
@@ -235,7 +239,7 @@ class Peers:
             body = self._document(rng.choice(["RequestTimeTooSkewed", "AccessDenied", "InvalidRegion"]))
             fields.append(f"Date: Thu, 01 Jan {rng.choice([2020, 2032])} 00:00:00 GMT")
         elif status in (429, 503):
-            fields += rng.choice([[], ["Retry-After: 1"], ["Retry-After: 100"]])
+            fields += rng.choice([[], ["Retry-After: 1"], [] if self._mood else ["Retry-After: 100"]])
         elif status >= 400:
             body = self._document("Odd")
         return final(rng, request, status, fields, body)

@@ -55,7 +55,7 @@ class Call:
     replayable: bool = True
     offset: int = 0  # of the source in the pattern
     requests: list[Request] = field(default_factory=list)
-    ended: bool = False
+    begins_anew: bool = False  # it is being tried again: what comes is no redirect
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -136,6 +136,8 @@ class Referee:
     def _check_address(self, call: Call, address: str, origin: tuple[str, str, int] | None = None) -> None:
         """Nobody is led nearer to this machine than who leads."""
         answered = [request for request in call.requests if request.status]
+        if call.begins_anew:
+            return
         if not answered or answered[-1] is not call.requests[-1] or answered[-1].status not in range(300, 400):
             return
         here, there = scope_of(answered[-1].link.address), scope_of(address)
@@ -164,8 +166,9 @@ class Referee:
                 self.fail("a second request while the first is neither answered nor given up", other)
         call.requests.append(request)
         self._check_address(call, link.address, tuple(link.origin))
+        call.begins_anew = False
         policy, retry = call.config.redirects, call.config.retry
-        most = retry.max_attempts * (2 * (policy.max_hops + 1) + 4) + 12
+        most = retry.max_attempts * (2 * (policy.max_hops + 1) + 3) + 6
         if len(call.requests) > most:
             self.fail(f"more than {most} requests")
 

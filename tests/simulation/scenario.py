@@ -21,7 +21,7 @@ import engine.connection
 import engine.pool
 import engine.request
 import engine.tls
-from engine import exchange
+from engine import events, exchange
 from tests.simulation.loop import START_S, Stuck, VirtualLoop
 from tests.simulation.network import CALL, PATTERN, Network, Sender, slices
 from tests.simulation.peers import Peers
@@ -274,7 +274,11 @@ class Scenario:
             url, host, aws = f"{base}/bkt/key{number}{query}", "", False
             secrets = [Secret("query", "5ec7e75ec7e7")] if query else []
         elif self.endpoint_url is None:
-            url, host, aws = f"https://bkt.s3.us-east-1.amazonaws.com/key{number}", "bkt.s3.us-east-1.amazonaws.com", True
+            url, host, aws = (
+                f"https://bkt.s3.us-east-1.amazonaws.com/key{number}",
+                "bkt.s3.us-east-1.amazonaws.com",
+                True,
+            )
         else:
             host = self.endpoint_url.partition("://")[2].partition(":")[0]
             url, aws = f"{self.endpoint_url}/bkt/key{number}", False
@@ -302,7 +306,7 @@ class Scenario:
             return memoryview(PATTERN)[call.offset : call.offset + call.size], {}
         call.replayable = False
         call.size_known = kind != "chunked"
-        pieces = slices(call.offset, call.size, rng.choice([1000, 50_000, 1 << 20]))
+        pieces = slices(call.offset, call.size, max(rng.choice([1000, 50_000, 1 << 20]), call.size // 20))
         source = pieces if kind != "async" else self._slowly(pieces)
         return source, {"size": call.size if call.size_known else None}
 
@@ -313,7 +317,7 @@ class Scenario:
 
     def _choose_options(self, call: Call) -> dict[str, Any]:
         rng = self.rng
-        options: dict[str, Any] = {"on_event": lambda event: self.told.append(repr(event))}
+        options: dict[str, Any] = {"on_event": lambda event: self._hear(call, event)}
         if rng.random() < 0.25:
             name, value = rng.choice(FIELDS)
             if call.endpoint_host and name == "authorization":
@@ -335,7 +339,7 @@ class Scenario:
         task = asyncio.ensure_future(self._start(client, call, destination, options))
         if rng.random() < 0.1:
             await asyncio.wait([task], timeout=rng.choice([0, 0.0001, 0.01, 0.5, 2, 5]))
-            if rng.random() < 0.8:
+            if rng.random() < 0.9:
                 task.cancel()
             else:
                 await client.close()
@@ -368,8 +372,12 @@ class Scenario:
             return await client.request("POST", destination, **options)
         return await getattr(client, call.method.lower())(destination, **options)
 
+    def _hear(self, call: Call, event: events.Event) -> None:
+        self.told.append(repr(event))
+        if isinstance(event, events.Retry):
+            call.begins_anew = True
+
     def _end(self, call: Call, how: str, shown: str) -> None:
-        call.ended = True
         self.outcomes[how] += 1
         self.referee.note(f"call {call.number} {call.method} ended: {how} {shown[:1600]}")
         self.referee.shown(call, shown)
