@@ -53,6 +53,7 @@ from engine.wire import (
     redact_head,
     request_head,
     secret_values,
+    secret_words,
     without_pieces,
     without_secrets,
 )
@@ -584,6 +585,9 @@ class Run:
     def _secrets(self) -> set[str]:
         """What a server might echo and an error must not show."""
         found = {value for url, fields in self._sent for value in secret_values(url, fields)}
+        for name, value in self._job.intent.fields:
+            if not redirect.is_harmless(name):
+                found.update(secret_words(value))
         if self._signed_with is not None:
             found.add(self._signed_with.secret_key)  # the token is among the fields
         return found

@@ -41,7 +41,8 @@ REDACTED = "REDACTED"
 _SECRET_MIN_CHARS = 8  # cut out of a text, shorter ones would tear holes into words
 _PIECE_CHARS = 8  # of a secret, in the middle of an excerpt
 _PIECE_ENDS = range(4, _PIECE_CHARS)  # and at its ends, where the rest of the secret was cut off
-_SIGNATURE_WORDS = frozenset({"Credential", "SignedHeaders", "Signature"})  # of SigV4's Authorization: no secrets
+_SIGV4 = "AWS4-HMAC-SHA256 "
+_SIGV4_NAMES = frozenset({"Credential", "SignedHeaders", "Signature"})
 
 
 class Origin(NamedTuple):
@@ -381,9 +382,17 @@ def secret_values(url: Url, fields: Iterable[Field]) -> list[str]:
     found = [parameter.partition("=")[2] for parameter in re.split("[&;]", url.query or "") if _is_secret(parameter)]
     for name, value in fields:
         if name.lower() in SECRET_FIELDS or _SECRET_QUERY.search(name):
-            # Of "Basic …" and "Signature=…" the later words alone, too.
-            found += [value, *(word for word in re.split("[ ,=]+", value)[1:] if word not in _SIGNATURE_WORDS)]
+            found += secret_words(value)
     return [secret for secret in found if len(secret) >= _SECRET_MIN_CHARS]
+
+
+def secret_words(value: str) -> list[str]:
+    """A field's value, and the later words of it alone: of "Basic …" and "session=…" a server may echo just those."""
+    words = re.split("[ ,=]+", value)[1:]
+    if value.startswith(_SIGV4):
+        # Not its scaffold, nor the names of signed fields: they are in many an honest answer.
+        return [word for word in words if word not in _SIGV4_NAMES and ";" not in word and len(word) >= _SECRET_MIN_CHARS]
+    return [word for word in (value, *words) if len(word) >= _SECRET_MIN_CHARS]
 
 
 def without_secrets(text: str, secrets: Iterable[str]) -> str:

@@ -587,6 +587,8 @@ class Network:
         self.referee = referee
         self.names = names
         self.source_faults = source_faults
+        self.connect_faults = True
+        self.connections = 0  # made by the engine, for numbers that are the same in every run
         self.serve: Callable[[Link], Awaitable[None]] = _serve_nobody
         self.sockets: dict[int, Socket] = {}
         self.links: list[Link] = []
@@ -623,7 +625,7 @@ class Network:
     async def connect(self, sock: Socket, address: Any) -> None:
         self.referee.dialled(CALL.get(), address[0])
         await asyncio.sleep(self.rng.choice([0.0, 0.0001, 0.01, 0.4]))
-        chance = self.rng.random()
+        chance = self.rng.random() if self.connect_faults else 1.0
         if chance < 0.02:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
         if chance < 0.03:

@@ -187,7 +187,6 @@ class Scenario:
         loop, rng = self.loop, self.rng
         loop.set_exception_handler(lambda _loop, context: self.complaints.append(context))
         network = Network(loop, rng, self.referee, addresses_of, source_faults=rng.choice([0.0, 0.0, 0.01]))
-        network.connections = 0  # type: ignore[attr-defined]
         network.serve = Peers(rng, self.referee, rng.choice([0.0, 0.3, 1.0, 2.0])).serve
         self.referee.now = loop.time
         Machine.network, Machine.rng = network, rng
