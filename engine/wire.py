@@ -391,7 +391,9 @@ def secret_words(value: str) -> list[str]:
     words = re.split("[ ,=]+", value)[1:]
     if value.startswith(_SIGV4):
         # Not its scaffold, nor the names of signed fields: they are in many an honest answer.
-        return [word for word in words if word not in _SIGV4_NAMES and ";" not in word and len(word) >= _SECRET_MIN_CHARS]
+        return [
+            word for word in words if word not in _SIGV4_NAMES and ";" not in word and len(word) >= _SECRET_MIN_CHARS
+        ]
     return [word for word in (value, *words) if len(word) >= _SECRET_MIN_CHARS]
 
 

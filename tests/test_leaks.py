@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITE = '''
+SUITE = """
 import asyncio, logging, subprocess, sys, pytest, engine
 from engine import sandbox
 
@@ -42,7 +42,7 @@ def test_clean_error():
         asyncio.run(engine.put_async(b"x", "http://127.0.0.1:1/k", checksum=None))
 @pytest.mark.prints_keys
 def test_clean_because_it_is_marked(): print(KEY)
-'''
+"""
 
 
 def test_each_kind_of_leak_is_found_and_nothing_else(tmp_path: Path) -> None:
@@ -50,7 +50,12 @@ def test_each_kind_of_leak_is_found_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = prints_keys: on purpose\n")
     command = [sys.executable, "-m", "pytest", "-p", "tests.leaks", "-p", "no:cacheprovider", "-q", "-rA", "--tb=no"]
     ran = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, check=False
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     lines = [line.split("::")[1] for line in ran.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     failed = {line.split(" ")[0] for line in lines}

@@ -450,11 +450,11 @@ def test_a_proxy_that_echoes_its_password_shows_it_to_nobody(run: Run, tunnel: b
         connection.sendall(f"HTTP/1.1 407 {encoded}\r\nX-Echo: {encoded}\r\nContent-Length: 0\r\n\r\n".encode())
 
     told: list[Any] = []
-    with raw_server(serve) as url, pytest.raises(engine.EngineError, match="407") as caught:
-        proxy = url.replace("http://", "http://me:Pr0xyPassw0rd@")
-        config = engine.Config(proxy=proxy, retry=ONCE)
-        where = f"http{'s' if tunnel else ''}://store.test/k"
-        run(engine.put_async(BODY, where, config=config, checksum=None, on_event=told.append))
+    where = f"http{'s' if tunnel else ''}://store.test/k"
+    with raw_server(serve) as url:
+        config = engine.Config(proxy=url.replace("http://", "http://me:Pr0xyPassw0rd@"), retry=ONCE)
+        with pytest.raises(engine.EngineError, match="407") as caught:
+            run(engine.put_async(BODY, where, config=config, checksum=None, on_event=told.append))
     shown = everything_of(caught.value) + repr(told)
     assert encoded not in shown
     assert "Pr0xyPassw0rd" not in shown

@@ -132,17 +132,17 @@ async def run_without_waiting_for_the_sender(self: Any, job: Any) -> Any:
 
 
 GO = Row(State.BODY_LEAVING, (Action.SEND_BODY,), Timer.NONE)
-S, I, C = State, Input, engine.connection.Connection
+S, C = State, engine.connection.Connection
 Change = tuple[Any, Any, Any]
 MUTATIONS: dict[str, list[Change]] = {
-    "103 is a go-ahead": [row(S.AWAITING_CONTINUE, I.INTERIM, GO)],
+    "103 is a go-ahead": [row(S.AWAITING_CONTINUE, Input.INTERIM, GO)],
     "the wait is cut short": [(engine.request, "plan_body", plan_without_waiting)],
     "nobody is asked": [(engine.request, "plan_body", plan_without_asking)],
     "no silence is kept": [(engine.request, "plan_body", plan_without_silence)],
-    "the body goes on after an answer": [row(S.BODY_LEAVING, I.FINAL_HEAD, Row(S.BODY_LEAVING))],
+    "the body goes on after an answer": [row(S.BODY_LEAVING, Input.FINAL_HEAD, Row(S.BODY_LEAVING))],
     "a refused body is sent": [
-        row(S.CONTINUE_HEARD, I.FINAL_HEAD, GO),
-        row(S.AWAITING_CONTINUE, I.FINAL_HEAD, GO),
+        row(S.CONTINUE_HEARD, Input.FINAL_HEAD, GO),
+        row(S.AWAITING_CONTINUE, Input.FINAL_HEAD, GO),
     ],
     "a 3xx is a success": [
         (
@@ -155,7 +155,7 @@ MUTATIONS: dict[str, list[Change]] = {
         (Exchange, "succeeded", property(lambda self: self.state is S.DONE and 200 <= self.status < 300))
     ],
     "a withheld body leaves the connection in use": [
-        row(S.BODY_WITHHELD, I.FINAL_DONE, Row(S.DONE, (Action.DELIVER,), Timer.NONE, Fate.REUSE))
+        row(S.BODY_WITHHELD, Input.FINAL_DONE, Row(S.DONE, (Action.DELIVER,), Timer.NONE, Fate.REUSE))
     ],
     "what came unasked is forgotten": [(C, "finish", lambda self, fate: fate is Fate.REUSE)],
     "signed requests go anywhere": [(engine.redirect, "_judge_host", lambda *given: None)],
@@ -185,6 +185,11 @@ MUTATIONS: dict[str, list[Change]] = {
 SEEDS_MAX = 3000
 
 
+def run_many(count: int) -> None:
+    for seed in range(count):
+        run(seed)
+
+
 def broken(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     holder, name, new = change
     if isinstance(holder, dict):
@@ -200,6 +205,5 @@ def test_a_promise_broken_on_purpose_is_found(
     caplog.set_level("ERROR")
     for change in MUTATIONS[promise]:
         broken(change, monkeypatch)
-    with machine(), pytest.raises(AssertionError, match="replay: python -m tests.simulation --seed"):
-        for seed in range(SEEDS_MAX):
-            run(seed)
+    with machine(), pytest.raises(AssertionError, match=r"replay: python -m tests\.simulation --seed"):
+        run_many(SEEDS_MAX)

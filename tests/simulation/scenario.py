@@ -164,7 +164,7 @@ def machine() -> Iterator[None]:
             setattr(holder, name, old)
 
 
-_FILE = tempfile.TemporaryFile()
+_FILE = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process)
 _FILE.write(PATTERN)
 _FILE.flush()
 
