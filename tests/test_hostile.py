@@ -1,6 +1,6 @@
 """Servers that mean ill, on real sockets: what they cost is bounded, and they lead nobody where nobody may go.
 
-What only the parser sees is in test_fastparse.py and its vectors, the pure decisions in test_redirect.py; here is the whole client.
+What only the parser sees is in test_fastparse.py, the pure decisions are in test_redirect.py; here is the whole client.
 """
 
 from __future__ import annotations
@@ -209,8 +209,7 @@ def test_a_signed_request_on_loopback_is_led_only_to_loopback(name: str, run: Ru
             try:
                 await client.put(bytes(100_000), "s3://bkt/k", checksum=None)
             except engine.RedirectRefused as error:
-                assert f"{error}{error.location}".isprintable()
-                return error.reason
+                return error.reason if f"{error}{error.location}".isprintable() else "shown unescaped"
             except engine.ConnectFailed:
                 return "no connection"
             except engine.ProtocolError:
@@ -246,10 +245,8 @@ def test_an_unsigned_body_is_led_to_no_nearer_address(name: str) -> None:
 
     async def main() -> None:
         async with engine.Client(config=engine.Config(proxy=None, retry=ONCE)) as client:
-            try:
+            with contextlib.suppress(engine.RedirectRefused, engine.ProtocolError, engine.ConnectFailed):
                 await client.put(PATTERN[:100_000], "http://store.sim/k", checksum=None)
-            except (engine.RedirectRefused, engine.ProtocolError, engine.ConnectFailed):
-                pass
 
     seen = talk(main, answer)
     assert all(address.startswith(("93.184.", "::ffff:5db8:")) for address in seen.dialled_addresses)
@@ -281,8 +278,8 @@ PLACES: dict[str, Callable[[Any, str, str], Any]] = {
     "tag name": lambda c, u, x: c.put(b"x", u, tagging={x: "v"}),
     "if_match": lambda c, u, x: c.put(b"x", u, if_match=x),
     "if_none_match": lambda c, u, x: c.put(b"x", u, if_none_match=x),
-    "checksum": lambda c, u, x: c.put(b"x", u, **{"checksum": x}),
-    "expect": lambda c, u, x: c.put(b"x", u, **{"expect": x}),
+    "checksum": lambda c, u, x: c.put(b"x", u, checksum=x),
+    "expect": lambda c, u, x: c.put(b"x", u, expect=x),
     "sign": lambda c, u, x: c.put(b"x", u, sign=x),
     "key": lambda c, u, x: c.put(b"x", f"s3://bkt/{x}"),
     "bucket": lambda c, u, x: c.put(b"x", f"s3://{x}/key"),
@@ -330,8 +327,8 @@ async def attempt(url: str, place: str, text: str) -> str:
             else:
                 await PLACES[place](client, f"{url}/k", text)
     except engine.UsageError as error:
-        assert str(error).isprintable(), "what is refused cannot drive a terminal either"
-        return "refused"
+        # What is refused must not drive a terminal either.
+        return "refused" if str(error).isprintable() else "shown unescaped"
     return "sent"
 
 
@@ -347,13 +344,12 @@ def test_no_string_of_a_caller_adds_a_line_to_a_request(place: str, text: str, r
             heads.append(head)
             connection.sendall(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
             connection.settimeout(0.2)
-            try:
+            with contextlib.suppress(TimeoutError):
                 assert b"PUT /other" not in connection.recv(1000)
-            except TimeoutError:
-                pass
 
     with raw_server(serve) as url:
         came = run(attempt(url, place, text))
+    assert came in ("refused", "sent")
     assert len(heads) == (came == "sent")
     for head in heads:
         lines = head.split(b"\r\n")[:-2]

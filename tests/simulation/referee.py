@@ -182,9 +182,9 @@ class Referee:
             self.fail(f"Host is {request.fields['host']}", request)
         self._check_secrets(request, origin)
         before = call.requests[-2] if len(call.requests) > 1 else None
-        if before is not None and origin != call.origin and before.link.origin[0] == "https" and origin[0] == "http":
-            if not call.config.redirects.allow_downgrade:
-                self.fail("from https to http", request)
+        down = before is not None and before.link.origin[0] == "https" and origin[0] == "http"
+        if down and origin != call.origin and not call.config.redirects.allow_downgrade:
+            self.fail("from https to http", request)
         if request.method != call.method and request.method != "HEAD":
             self.fail("another method", request)
         if request.method == call.method and (request.size != (call.size if call.size_known else None)):
@@ -248,7 +248,7 @@ class Referee:
 
     def _wait_has_ended(self, request: Request, now: float) -> bool:
         """Whether a body may go without a 100."""
-        call, config, origin = request.call, request.call.config, tuple(request.link.origin)
+        config, origin = request.call.config, tuple(request.link.origin)
         assert request.head_sent_at is not None
         waited = now - request.head_sent_at + EPSILON_S
         if config.expect == "strict":

@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any, ClassVar
 
 import engine
@@ -117,6 +118,10 @@ async def _shake_hands(_tls: Any, origin: Any, _sock: Any) -> None:
         raise engine.ConnectFailed(f"{origin}: no handshake", stage="tls", retryable=Machine.rng.random() < 0.5)
 
 
+def _send_inline(name: str, *given: Any, **named: Any) -> Any:
+    return getattr(Machine.network, name)(*given, **named)
+
+
 def _counted(receive: Callable[..., Any]) -> Callable[..., Any]:
     def count(self: exchange.Exchange, happened: exchange.Input, now: float, **facts: Any) -> Any:
         Machine.steps += 1
@@ -131,10 +136,7 @@ def machine() -> Iterator[None]:
     """Put the simulated kernel under the engine. Everything above `socket`, `os` and the clock is the real thing."""
     real = time.monotonic
     virtual = lambda: Machine.network.loop.time()  # noqa: E731
-    inline = {
-        name: (lambda name: lambda *given, **named: getattr(Machine.network, name)(*given, **named))(name)
-        for name in ("send_file_inline", "send_memory_inline")
-    }
+    inline = {name: partial(_send_inline, name) for name in ("send_file_inline", "send_memory_inline")}
     secured = lambda origin, channel, _session, _tls: _NumberedConnection(origin, channel)  # noqa: E731
     changes: list[tuple[Any, str, Any]] = [
         (engine.connection, "os", _Os()),
