@@ -61,11 +61,13 @@ def addresses_of(host: str, rng: random.Random) -> list[str]:
 
 
 class Machine:
-    """What stands in for the kernel, for as long as the scenario of `network` runs. Also counts the machine's steps."""
+    """What stands in for the kernel, for as long as the scenario of `network` runs. Also counts: `steps` are inputs of the
+    exchange machine, `turns` passes of the event loop, in each of which at least one thing happens to somebody."""
 
     network: ClassVar[Any] = None
     rng: ClassVar[random.Random]
     steps: ClassVar[int] = 0
+    turns: ClassVar[int] = 0
     rows: ClassVar[set[Any]] = set()
 
 
@@ -195,6 +197,7 @@ class Scenario:
         try:
             loop.run_until_complete(self._main(network))
         finally:
+            Machine.turns += loop.turns
             loop.close()
         if self.complaints:
             raise Violation(f"the loop's exception handler was called: {self.complaints[0]}")
