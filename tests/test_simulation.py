@@ -47,10 +47,7 @@ def test_no_seed_breaks_a_promise(capsys: pytest.CaptureFixture[str], caplog: py
             seed += 1
     cpu = time.process_time() - cpu
     with capsys.disabled():
-        rate = Machine.steps / cpu * 60 / 1e6
-        print(
-            f"\n{seed - FIRST} scenarios, {outcomes.total()} calls, {Machine.steps} steps: {rate:.2f} million a CPU-minute"
-        )
+        print(f"\n{seed - FIRST} scenarios, {outcomes.total()} calls; {rates(cpu)}")
     if seed - FIRST >= 1000:
         untaken = TRANSITIONS.keys() - Machine.rows
         assert len(untaken) <= 12, untaken

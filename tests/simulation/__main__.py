@@ -30,11 +30,12 @@ def main() -> int:
             outcomes += run(seed).outcomes
             seed += 1
         spent = time.perf_counter() - began
+    turns, steps = (count / spent * 60 / 1e6 for count in (Machine.turns, Machine.steps))
     print(
-        f"{seed - given.first} scenarios, {outcomes.total()} calls, {Machine.steps} steps of the machine in {spent:.1f} s:"
+        f"{seed - given.first} scenarios, {outcomes.total()} calls in {spent:.1f} s: {turns:.2f} million turns of the world and"
     )
     print(
-        f"{Machine.steps / spent * 60 / 1e6:.2f} million steps a minute; {len(Machine.rows)} of {len(TRANSITIONS)} rows"
+        f"{steps:.2f} million steps of the machine a minute; {len(Machine.rows)} of the {len(TRANSITIONS)} rows of its table"
     )
     print(dict(outcomes.most_common()))
     return 0

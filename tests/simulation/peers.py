@@ -104,6 +104,8 @@ class Peers:
         if rng.random() < 0.02 * self._wildness:
             rng.choice([link.reset, link.close])()
             return
+        if rng.random() < 0.1 * self._wildness:
+            await self._speak_before_reading(link)
         if rng.random() < 1 - 0.03 * self._wildness:
             link.read_on()
         while (request := await link.next_request()) is not None:
@@ -122,6 +124,16 @@ class Peers:
                 break
             if rng.random() < 0.03 * self._wildness:
                 await self._pause()
+                link.send(UNASKED, (len(UNASKED), "final", 200, True), (len(UNASKED), "done", 200, True))
+
+    async def _speak_before_reading(self, link: Link) -> None:
+        link.window = 100  # less than any head
+        for _time in range(self._rng.randint(1, 3)):
+            await asyncio.sleep(self._rng.choice([0.0, 0.001, 0.1]))
+            if self._rng.random() < 0.6:
+                data, marks = interim(self._rng.choice([100, 103]))
+                link.send(data, *marks)
+            else:
                 link.send(UNASKED, (len(UNASKED), "final", 200, True), (len(UNASKED), "done", 200, True))
 
     async def _pause(self) -> None:
