@@ -82,7 +82,9 @@ class Tap:
         while view:
             request = self.request
             if request is None or (request.head_sent_at is not None and request.complete):
-                request = self.request = Request(self._link, CALL.get(), self._link.network.loop.time())
+                request = self.request = Request(
+                    self._link, CALL.get() or self._link.writer, self._link.network.loop.time()
+                )
                 self.all.append(request)
                 self._link.network.referee.request_begun(request)
             if request.head_sent_at is None:
@@ -173,6 +175,7 @@ class Link:
         self.transport: Transport | None = None
         self.job: Job | None = None
         self.lingers = False  # SO_LINGER 0
+        self.writer: Any = None  # whose call the rest of a head belongs to, which leaves later
         self.duplicate_closed = False
         self.transport_closed = False
         self.finished = False  # by the peer
@@ -423,6 +426,7 @@ class Transport:
 
     def write(self, data: Any) -> None:
         assert not self._closing
+        self._link.writer = CALL.get()
         empty = not self._queue
         self._queue += data
         self._flush()
