@@ -278,7 +278,7 @@ class Client:
             reason=response.reason,
             headers=response.headers(),
             body=bytes(collected.data) if response.status < 300 else outcome.reply.body,
-            url=outcome.url.redacted(),
+            url=outcome.hops[-1].url,
             hops=outcome.hops,
         )
 
@@ -565,7 +565,7 @@ def _put_result(outcome: Outcome, body: Body, checksum: Checksum | None, verifie
         request_id=response.get("x-amz-request-id") or "",
         host_id=response.get("x-amz-id-2") or "",
         region=outcome.region,
-        url=outcome.url.redacted(),
+        url=outcome.hops[-1].url,
         body_bytes_sent=outcome.body_bytes_sent,
         hops=outcome.hops,
         attempts=outcome.attempts,
@@ -591,7 +591,7 @@ def _object_info(outcome: Outcome) -> ObjectInfo:
             name: value for name, value in _prefixed(headers, "x-amz-checksum-").items() if name not in ("type", "mode")
         },
         region=outcome.region,
-        url=outcome.url.redacted(),
+        url=outcome.hops[-1].url,
         hops=outcome.hops,
     )
 

@@ -382,9 +382,17 @@ class Connection(Receiver, asyncio.BufferedProtocol):
             self._report(Input.FINAL_DONE)
         elif events & Event.BODY:
             self._report(Input.ANSWER_PROGRESS)
-            unwanted = exchange.state in (State.BODY_WITHHELD, State.BODY_ABANDONED)
-            if unwanted and self._parser.body_size > limits.ANSWER_DRAIN_MAX_BYTES and not exchange.finished:
-                self._report(Input.PEER_CLOSED)
+            if self._parser.body_size > limits.ANSWER_DRAIN_MAX_BYTES and not exchange.finished:
+                if exchange.state in (State.BODY_WITHHELD, State.BODY_ABANDONED):
+                    self._report(Input.PEER_CLOSED)
+                elif (
+                    self._on_body is None or exchange.status >= 300
+                ):  # nobody streams it: its document is kept, bounded
+                    self._error = ProtocolError(
+                        f"{self.origin}: the answer is longer than {limits.ANSWER_DRAIN_MAX_BYTES} bytes, and nobody reads it",
+                        kind="answer-too-long",
+                    )
+                    self._report(Input.PEER_CLOSED)
 
     def _hand_on(self, piece: memoryview) -> None:
         # The parser calls in the middle of a feed, when the exchange has not heard of the head yet.

@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 from engine import limits
 from engine.errors import CredentialsError, UsageError
 from engine.signing import Credentials
+from engine.wire import printable
 
 log = logging.getLogger("engine")
 
@@ -426,7 +427,11 @@ def _botocore_failed(error: Exception) -> CredentialsError:
     from botocore.exceptions import BotoCoreError, ClientError
 
     # botocore's messages name providers, profiles and files, and no secret; another library's are not vouched for.
-    told = f": {error}" if isinstance(error, (BotoCoreError, ClientError)) else ""
+    told = (
+        f": {printable(str(error), limits.SERVER_MESSAGE_MAX_CHARS)}"
+        if isinstance(error, (BotoCoreError, ClientError))
+        else ""
+    )
     return CredentialsError(f"botocore could not get credentials: {type(error).__name__}{told}")
 
 

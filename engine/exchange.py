@@ -233,7 +233,7 @@ class Exchange:
       state, fate: see the table. `failure` is the input that ended a FAILED exchange.
       status: of the final head, 0 before.
       deadline: when to call `time_passed`, None for never.
-      body_sent: body bytes that the kernel took.
+      body_sent: body bytes that the kernel took. body_complete: the last one, and so the whole request, left before an answer.
       continue_wait_s: seconds from HEAD_SENT to the end of the wait, 0.0 when nothing was asked.
       expect: "off", "continue", "final" or "timeout", see `PutResult.expect`.
       answer_cut: the answer's body did not come whole; its head did.
@@ -265,7 +265,7 @@ class Exchange:
         self.failure: Input | None = None
         self.status = 0
         self.body_sent = 0
-        self.body_complete = plan.body_size == 0
+        self.body_complete = False
         self.heard_continue = False
         self.answer_cut = False
         self.expect: ExpectOutcome = "off"
@@ -280,7 +280,7 @@ class Exchange:
 
     @property
     def succeeded(self) -> bool:
-        """2xx, and every body byte had left before it came. A 2xx that comes earlier cannot mean that the object is stored."""
+        """2xx, and the whole request had left before it came. A 2xx that comes earlier cannot mean that it was carried out."""
         return self.state is State.DONE and 200 <= self.status < 300 and self.body_complete and not self.answer_cut
 
     def next_range(self) -> tuple[int, int | None]:
@@ -326,6 +326,7 @@ class Exchange:
             self._end_wait("timeout", now)
         elif happened is Input.HEAD_SENT:
             self._wait_began = now
+            self.body_complete = self.state is State.HEAD_ONLY
         elif happened is Input.BODY_PROGRESS:
             self.body_sent += count
             assert self.plan.body_size is None or self.body_sent <= self.plan.body_size

@@ -26,7 +26,7 @@ from engine.exchange import Fate
 from engine.proxy import Proxy
 from engine.tls import Tls
 from engine.tls_connection import secured
-from engine.wire import Origin, printable, request_head
+from engine.wire import Origin, Url, printable, request_head, secret_values, without_secrets
 
 AddressCheck = Callable[[str], bool]  # whether a resolved numeric address may be connected to
 _SockAddr = tuple[int, tuple[str, int] | tuple[str, int, int, int]]
@@ -371,8 +371,10 @@ async def _dig(origin: Origin, proxy: Proxy, connected: socket.socket) -> None:
     status = parser.response.status
     if not 200 <= status < 300:
         hint = "; give it as http://user:password@host:port" if status == 407 else ""
+        # The reason is a stranger's, who was sent the proxy's password.
+        reason = without_secrets(parser.response.reason, secret_values(Url(*proxy.origin), proxy.fields))
         raise ConnectFailed(
-            f"{origin}: the proxy {proxy.origin} makes no tunnel ({status} {printable(parser.response.reason, 60)}{hint})",
+            f"{origin}: the proxy {proxy.origin} makes no tunnel ({status} {printable(reason, 60)}{hint})",
             stage="connect",
             retryable=status in (502, 503, 504),
         )

@@ -584,7 +584,7 @@ def _judge_fields(intent: Intent, answer: Answer, url: Url, trust: _Trust) -> Re
     bare = intent.url.scheme == "https" and url.scheme == "http"
     if trust is not _Trust.NONE and not (bare and trust not in (_Trust.LISTED, _Trust.LISTED_ADDRESS)):
         return None
-    held = [name for name, _value in intent.fields if not _is_harmless(name)]
+    held = [name for name, _value in intent.fields if not is_harmless(name)]
     if not held:
         return None
     names = ", ".join(sorted({printable(name, 64) for name in held}))
@@ -596,7 +596,8 @@ def _judge_fields(intent: Intent, answer: Answer, url: Url, trust: _Trust) -> Re
     )
 
 
-def _is_harmless(name: str) -> bool:
+def is_harmless(name: str) -> bool:
+    """Whether a field describes the body or the object, and so is no secret."""
     lowered = name.lower()
     return lowered in _HARMLESS or lowered.startswith(_HARMLESS_PREFIXES)
 

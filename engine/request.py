@@ -47,7 +47,18 @@ from engine.proxy import Proxy, choose_proxy
 from engine.results import ExpectOutcome, Hop, Progress, SendPath, Timings
 from engine.tls import Tls
 from engine.turns import Turns
-from engine.wire import Field, Origin, Url, is_address, redact_head, request_head, secret_values
+from engine.wire import (
+    Field,
+    Origin,
+    Url,
+    is_address,
+    redact_head,
+    request_head,
+    secret_values,
+    secret_words,
+    without_pieces,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from engine.config import Config
@@ -309,6 +320,7 @@ class Run:
             error.hops = tuple(self._hops)
             error.attempts = self._attempt
             error.body_bytes_sent = self._bytes_sent
+            self._cut_secrets_out(error)
             raise
         except BaseException as error:
             failed = type(error).__name__
@@ -360,7 +372,7 @@ class Run:
                     if decision.reason == "not-replayable":
                         raise self._not_replayable(f"after {type(error).__name__}") from error
                     raise
-                reason = error.message
+                reason = without_secrets(error.message, self._secrets())
             self._mark_last("retried")
             self._ambiguous = self._ambiguous or (decision.ambiguous and self._left_whole)
             fresh = decision.fresh_connection
@@ -471,7 +483,7 @@ class Run:
         self._check_replayable("a redirect came after it had begun to leave")
         self._mark_last("redirected" if decision.kind == "location" else "region")
         self._redirects += 1
-        self._tell(events.Redirect, answer.status, decision.url.redacted(), decision.region, decision.kind)
+        self._tell(events.Redirect, answer.status, self._url_shown(decision.url), decision.region, decision.kind)
         return _Target(
             decision.url,
             decision.region,
@@ -563,8 +575,8 @@ class Run:
         self._mark_last("early-success")
         return ProtocolError(
             f"{self._job.what}: the server said {exchange.status} after {exchange.body_sent} of "
-            f"{exchange.plan.body_size if exchange.plan.body_size is not None else 'an unknown number of'} body bytes; "
-            "it cannot have stored the object",
+            f"{exchange.plan.body_size if exchange.plan.body_size is not None else 'an unknown number of'} body bytes, before "
+            "the whole request had left; it cannot have carried it out",
             kind="early-success",
         )
 
@@ -585,9 +597,26 @@ class Run:
     def _secrets(self) -> set[str]:
         """What a server might echo and an error must not show."""
         found = {value for url, fields in self._sent for value in secret_values(url, fields)}
+        for name, value in self._job.intent.fields:
+            if not redirect.is_harmless(name):
+                found.update(secret_words(value))
         if self._signed_with is not None:
             found.add(self._signed_with.secret_key)  # the token is among the fields
         return found
+
+    def _cut_secrets_out(self, error: BaseException | None) -> None:
+        """Of an error and those that led to it: a server may echo what it was sent in anything that it says."""
+        secrets = self._secrets()
+        while isinstance(error, EngineError):
+            if isinstance(error, ProtocolError) and error.excerpt:
+                excerpt = without_pieces(error.excerpt, secrets)
+                error.args = tuple(str(argument).replace(error.excerpt, excerpt) for argument in error.args)
+                error.excerpt = excerpt
+            error.args = tuple(without_secrets(str(argument), secrets) for argument in error.args)
+            for name, value in vars(error).items():
+                if isinstance(value, str):
+                    setattr(error, name, without_secrets(value, secrets))
+            error = error.__cause__ or error.__context__
 
     def _mark_last(self, outcome: str) -> None:
         if self._hops:
@@ -655,7 +684,7 @@ class Run:
                 self._left_whole = exchange.body_complete
             self._hops.append(
                 Hop(
-                    url=target.url.redacted(),
+                    url=self._url_shown(target.url),
                     status=exchange.status if exchange is not None else 0,
                     region=target.region if target.signed else "",
                     body_bytes_sent=exchange.body_sent if exchange is not None else 0,
@@ -750,9 +779,8 @@ class Run:
         watched = job.on_event is not None
 
         def head_sent() -> None:
-            self._tell(
-                events.HeadSent, hop, attempt, method, target.url.redacted(), redact_head(head), exchange.plan.asks
-            )
+            text = without_secrets(redact_head(head), self._secrets())
+            self._tell(events.HeadSent, hop, attempt, method, self._url_shown(target.url), text, exchange.plan.asks)
 
         def body_started() -> None:
             self._phase = "sending"
@@ -804,7 +832,11 @@ class Run:
 
     def _shown(self, response: Response) -> str:
         """Its head, without what the server echoes of ours."""
-        return s3.without_secrets(_head_text(response), self._secrets())
+        return without_secrets(_head_text(response), self._secrets())
+
+    def _url_shown(self, url: Url) -> str:
+        """For people. A redirect may have written into it what it was sent."""
+        return without_secrets(url.redacted(), self._secrets()) if self._redirects else url.redacted()
 
     def _learn(self, facts: OriginFacts, exchange: Exchange, response: Response) -> None:
         facts.speaks_http10 = response.version == (1, 0)

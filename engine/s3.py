@@ -20,7 +20,7 @@ from xml.parsers import expat
 from engine import limits
 from engine.errors import AccessDenied, NotFound, PreconditionFailed, ResponseError, SlowDown, UsageError
 from engine.signing import quote_key
-from engine.wire import DEFAULT_PORTS, REDACTED, Field, Url, check_field, is_address, parse_url, printable
+from engine.wire import DEFAULT_PORTS, Field, Url, check_field, is_address, parse_url, printable, without_secrets
 
 Addressing = Literal["auto", "path", "virtual"]
 
@@ -623,14 +623,6 @@ def _error_class(status: int, code: str, conditional: bool) -> type[ResponseErro
     if status == 412 or (status == 409 and (conditional or code == "ConditionalRequestConflict")):
         return PreconditionFailed
     return ResponseError
-
-
-def without_secrets(text: str, secrets: Iterable[str]) -> str:
-    for secret in secrets:
-        for form in (secret, quote(secret, safe="")):
-            if len(form) >= 4:  # shorter ones would only tear holes into words
-                text = text.replace(form, REDACTED)
-    return text
 
 
 # --- fields of an object's request ----------------------------------------------------------------------------------

@@ -39,6 +39,10 @@ _SECRET_QUERY = re.compile(
 )
 REDACTED = "REDACTED"
 _SECRET_MIN_CHARS = 8  # cut out of a text, shorter ones would tear holes into words
+_PIECE_CHARS = 8  # of a secret, in the middle of an excerpt
+_PIECE_ENDS = range(4, _PIECE_CHARS)  # and at its ends, where the rest of the secret was cut off
+_SIGV4 = "AWS4-HMAC-SHA256 "
+_SIGV4_NAMES = frozenset({"Credential", "SignedHeaders", "Signature"})
 
 
 class Origin(NamedTuple):
@@ -378,11 +382,41 @@ def secret_values(url: Url, fields: Iterable[Field]) -> list[str]:
     found = [parameter.partition("=")[2] for parameter in re.split("[&;]", url.query or "") if _is_secret(parameter)]
     for name, value in fields:
         if name.lower() in SECRET_FIELDS or _SECRET_QUERY.search(name):
-            found += [
-                value,
-                *re.split("[ ,=]+", value)[1:],
-            ]  # of "Basic …" and "Signature=…" the later words alone, too
+            found += secret_words(value)
     return [secret for secret in found if len(secret) >= _SECRET_MIN_CHARS]
+
+
+def secret_words(value: str) -> list[str]:
+    """A field's value, and the later words of it alone: of "Basic …" and "session=…" a server may echo just those."""
+    words = re.split("[ ,=]+", value)[1:]
+    if value.startswith(_SIGV4):
+        # Not its scaffold, nor the names of signed fields: they are in many an honest answer.
+        return [
+            word for word in words if word not in _SIGV4_NAMES and ";" not in word and len(word) >= _SECRET_MIN_CHARS
+        ]
+    return [word for word in (value, *words) if len(word) >= _SECRET_MIN_CHARS]
+
+
+def without_secrets(text: str, secrets: Iterable[str]) -> str:
+    """The text with each secret, as it is or percent-encoded, cut out."""
+    for secret in secrets:
+        for form in (secret, quote(secret, safe="")):
+            if len(form) >= 4:  # shorter ones would only tear holes into words
+                text = text.replace(form, REDACTED)
+    return text
+
+
+def without_pieces(excerpt: str, secrets: Iterable[str]) -> str:
+    """The same for an excerpt, whose ends may cut through a secret: nothing is left of one that holds a piece of a secret."""
+    for secret in secrets:
+        for form in {secret, quote(secret, safe=""), printable(secret, len(secret))}:
+            pieces = (form[i : i + _PIECE_CHARS] for i in range(max(1, len(form) - _PIECE_CHARS + 1)))
+            at_an_end = excerpt.startswith(tuple(form[-n:] for n in _PIECE_ENDS)) or excerpt.endswith(
+                tuple(form[:n] for n in _PIECE_ENDS)
+            )
+            if at_an_end or any(piece in excerpt for piece in pieces):
+                return REDACTED
+    return excerpt
 
 
 def _is_secret(parameter: str) -> bool:

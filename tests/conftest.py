@@ -13,6 +13,7 @@ import uvloop
 
 import engine
 from engine import sandbox as sandboxes
+from tests.leaks import pytest_runtest_makereport  # noqa: F401  (a hook)
 
 T = TypeVar("T")
 

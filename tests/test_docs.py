@@ -235,6 +235,20 @@ def test_the_commands_are_those_of_the_command_line() -> None:
     assert table == set(cli.arguments.COMMANDS)
 
 
+def test_the_tests_that_security_md_names_exist_and_every_promise_has_some() -> None:
+    tests = {
+        node.name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    promises = page("SECURITY.md").partition("## What is promised")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(test_\w+)`", promises))
+    assert named - tests == set(), "SECURITY.md names tests which are not there"
+    for promise in re.split(r"^- ", promises, flags=re.MULTILINE)[1:]:
+        assert re.search(r"`test_\w+`", promise), f"SECURITY.md: nothing holds {promise[:60]!r}"
+
+
 # --- generated ------------------------------------------------------------------------------------------------------
 
 
