@@ -359,6 +359,7 @@ class PipeBody(IteratorBody):
     def __init__(self, fd: int, size: int | None) -> None:
         super().__init__(self._pieces(), size)
         self._fd = os.dup(fd)  # a duplicate: epoll takes each descriptor once, and the caller may use its own
+        self._blocked = os.get_blocking(fd)
 
     async def send(self, wire: Wire, start: int = 0) -> None:
         if self.size is None or self.trailer is not None:
@@ -378,20 +379,26 @@ class PipeBody(IteratorBody):
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
-        while True:
+        left = self.size  # the end of the pipe is not waited for: who writes to it may go on with something else
+        while left is None or left > 0:
             readable = loop.create_future()
             loop.add_reader(self._fd, _resolve, readable)
             try:
                 await readable
             finally:
                 loop.remove_reader(self._fd)
-            piece = os.read(self._fd, limits.FILE_OBJECT_CHUNK_BYTES)
+            most = limits.FILE_OBJECT_CHUNK_BYTES
+            piece = os.read(self._fd, most if left is None else min(most, left))
             if not piece:
                 return
+            if left is not None:
+                left -= len(piece)
             yield piece
 
     def close(self) -> None:
         if self._fd >= 0:
+            # uvloop's add_reader made it non-blocking, for everybody who has the pipe (or the terminal) open.
+            os.set_blocking(self._fd, self._blocked)
             os.close(self._fd)
             self._fd = -1
 

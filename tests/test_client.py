@@ -529,6 +529,30 @@ def test_a_pipe_has_its_trailer_too_and_items_cross_the_frames(
     assert (result.checksum_verified, result.body_bytes_sent) == (True, len(data))
 
 
+@pytest.mark.parametrize("checksum", ["auto", "crc32c"])
+def test_a_pipe_with_a_size_is_left_open_blocking_and_with_what_is_behind(
+    client_of: Make, run: Run, server: Server, checksum: Any
+) -> None:
+    data = os.urandom(50_000)
+    reading, writing = os.pipe()
+    os.write(writing, data + b"behind")
+
+    async def main() -> engine.PutResult:
+        async with client_of() as client:
+            with os.fdopen(os.dup(reading), "rb", 0) as pipe:
+                putting = client.put(pipe, "s3://store/part-of-pipe", size=len(data), checksum=checksum)
+                return await asyncio.wait_for(putting, 20)
+
+    try:
+        assert run(main()).body_bytes_sent == len(data)
+        assert server.object("store", "part-of-pipe").content() == data
+        assert os.get_blocking(reading)
+        assert os.read(reading, 100) == b"behind"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def test_an_empty_iterator_has_its_checksum_too(client_of: Make, run: Run) -> None:
     async def main() -> engine.PutResult:
         async with client_of() as client:
