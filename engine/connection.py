@@ -65,8 +65,8 @@ class Connection(asyncio.BufferedProtocol):
     """Made by the pool; `perform` is called for one exchange after the other, never for two at once.
 
     Attributes: origin, address (numeric, of the peer), connect_s (seconds the TCP handshake took: one round trip),
-      used (exchanges begun), flaw (why it could not be made), send_path (of the last body), body_s (seconds the last body took
-      to leave).
+      used (exchanges begun), heard (whether any byte of the last exchange's answer came), flaw (why it could not be made),
+      send_path (of the last body), body_s (seconds the last body took to leave).
     """
 
     _inline_max = limits.INLINE_BODY_MAX_BYTES  # bodies up to here are sent on the loop
@@ -76,6 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         self.address = ""
         self.connect_s = 0.0
         self.used = 0
+        self.heard = False
         self.send_path: SendPath = "none"
         self.body_s = 0.0
         self.flaw: OSError | None = None
@@ -180,6 +181,7 @@ class Connection(asyncio.BufferedProtocol):
         self._exchange, self._error = exchange, None
         self._on_interim = on_interim
         self.used += 1
+        self.heard = False
         self.send_path, self.body_s = "none", 0.0
         self._parser.expect(method, self._hand_on if on_body is not None else None)
         self._on_body = on_body
@@ -347,6 +349,7 @@ class Connection(asyncio.BufferedProtocol):
         if exchange.finished:
             self._spoilt = True
             return
+        self.heard = True
         try:
             events = self._parser.feed(data)
         except ParseError as error:
