@@ -2,6 +2,7 @@
 #
 #   make demo FILE=big.bin           a file of yours instead of random bytes
 #   make test ARGS="-k redirect"     arguments for pytest
+#   make soak MINUTES=2              a short one
 #   make check PYTHON=python3.13     another Python (the environment is made anew for it; VENV= keeps two)
 
 PYTHON ?= python3
@@ -9,6 +10,7 @@ VENV   ?= .venv
 ARGS   ?=
 FILE   ?=
 REQUIRE ?=
+MINUTES ?= 30
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --quiet --disable-pip-version-check --no-input
@@ -17,13 +19,14 @@ EXTENSIONS := $(patsubst engine/%.pyx,engine.%,$(wildcard engine/*.pyx))
 SCRIPTS := $(sort $(wildcard bench/micro_*.py))
 SANITIZERS := $(sort $(wildcard tests/fuzz/run_*.sh))
 
-.PHONY: help demo test check bench sanitize clean
+.PHONY: help demo test soak check bench sanitize clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      a file is refused by one server, stored by another, and sent once (loopback, no account)'
 	@echo 'make test      the tests, without root and without other servers'
+	@echo 'make soak      half an hour of everything at once, on connections that break; memory must stay flat'
 	@echo 'make check     formatting, lint, types, stubs'
 	@echo 'make bench     the micro benchmarks'
 	@echo 'make sanitize  the C parts under sanitizers and fuzzers'
@@ -34,6 +37,9 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.test
 	@$(RUN) -m pytest -n 2 $(ARGS)
+
+soak: $(VENV)/.test
+	@$(RUN) -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 check: $(VENV)/.dev
 	@$(RUN) -m ruff format --check --quiet . || { echo "remedy: $(RUN) -m ruff format ."; exit 1; }
