@@ -186,7 +186,9 @@ class MemoryBody(Body):
 
     async def send(self, wire: Wire, start: int = 0) -> None:
         try:
-            await wire.send_memory(self.view[start:])
+            # Released here: whoever keeps the error of a cancelled call keeps its frames, and with them what they refer to.
+            with self.view[start:] as view:
+                await wire.send_memory(view)
         finally:
             self.bytes_read += wire.body_sent - start
 
@@ -283,8 +285,7 @@ class IteratorBody(Body):
             last = self.bytes_read >= size
             if self.bytes_read > size or (last and await self._next_item(wire) is not None):
                 raise UsageError(f"size={size}, but the iterator gives more; nothing was stored", stage="body")
-            await wire.send_memory(item)
-            if self._gave_back(item, wire):
+            if await self._send_item(wire, item):
                 return
             item = None if last else await self._next_item(wire)
         if wire.wants_body and self.bytes_read < size:
@@ -296,8 +297,7 @@ class IteratorBody(Body):
         """RFC 9112 section 7.1; the framing shares segments with the items and does not count as body."""
         while wire.wants_body and (item := await self._next_item(wire)) is not None:
             await wire.send_memory(memoryview(b"%x\r\n" % item.nbytes), payload=False, more=True)
-            await wire.send_memory(item, more=True)
-            if self._gave_back(item, wire):
+            if await self._send_item(wire, item, more=True):
                 return
             await wire.send_memory(memoryview(b"\r\n"), payload=False)
         if wire.wants_body:
@@ -325,6 +325,16 @@ class IteratorBody(Body):
                     self.tap(view)
                 return view
 
+    async def _send_item(self, wire: Wire, item: memoryview, *, more: bool = False) -> bool:
+        """True when there is nothing more to do on this hop. The item's buffer is let go before the next one is asked for: its
+        owner may want to fill it anew, or to resize it."""
+        try:
+            await wire.send_memory(item, more=more)
+            return self._gave_back(item, wire)
+        finally:
+            if self._held is not item:
+                item.release()
+
     def _gave_back(self, item: memoryview, wire: Wire) -> bool:
         """Keep for the next hop what came too late for this one. True when there is nothing more to do on this one."""
         if wire.wants_body or wire.body_sent or self.bytes_read != item.nbytes:
@@ -351,6 +361,11 @@ class IteratorBody(Body):
             return
         step.cancel()
         await until_done(step)
+
+    def close(self) -> None:
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
 
 class PipeBody(IteratorBody):
@@ -396,6 +411,7 @@ class PipeBody(IteratorBody):
             yield piece
 
     def close(self) -> None:
+        super().close()
         if self._fd >= 0:
             # uvloop's add_reader made it non-blocking, for everybody who has the pipe (or the terminal) open.
             os.set_blocking(self._fd, self._blocked)
