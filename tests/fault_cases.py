@@ -178,18 +178,20 @@ class Case:
             expected = asyncio.CancelledError if self.leaves == "cancel" else engine.TotalTimedOut
             if isinstance(error, expected):
                 return True
+        if (
+            self.strike.kind == "stall"
+            and isinstance(error, engine.TimedOut)
+            and not isinstance(error, engine.TotalTimedOut)
+        ):
+            return True  # a wait so short may end on a busy machine, too
         if not struck or self.strike.kind in HARMLESS:
             return False
         if self.warm and self.strike.connection == 0 and not self._answer_began and error is None:
             return True  # a used connection that dies without a word is no attempt: "busy" was so asked twice
         if isinstance(error, engine.SourceNotReplayable):
             return not self.replayable and (self.attempts > 1 or self.warm)
-        if self.strike.kind == "stall":
-            # A wait this short may end without a fault on a busy machine, too: of the next attempt.
-            return isinstance(error, (engine.TransportError, engine.TimedOut)) and not isinstance(
-                error, engine.TotalTimedOut
-            )
-        mended = self.attempts > 1 and self.replayable and not self.strike.again
+        # Waits end where they need not, and so the attempts do that would mend a stall.
+        mended = self.attempts > 1 and self.replayable and not self.strike.again and self.strike.kind != "stall"
         return isinstance(error, engine.TransportError) and not mended
 
 
