@@ -3,6 +3,7 @@
 #   make demo FILE=big.bin           a file of yours instead of random bytes
 #   make test ARGS="-k redirect"     arguments for pytest
 #   make bench ARGS=--quick          arguments for the benchmark
+#   make soak MINUTES=2              a short one
 #   make check PYTHON=python3.13     another Python (the environment is made anew for it; VENV= keeps two)
 
 PYTHON ?= python3
@@ -11,6 +12,7 @@ ARGS   ?=
 FILE   ?=
 BASE   ?= main
 REQUIRE ?=
+MINUTES ?= 30
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --quiet --disable-pip-version-check --no-input
@@ -19,13 +21,14 @@ EXTENSIONS := $(patsubst engine/%.pyx,engine.%,$(wildcard engine/*.pyx))
 SCRIPTS := $(sort $(wildcard bench/micro_*.py))
 SANITIZERS := $(sort $(wildcard tests/fuzz/run_*.sh))
 
-.PHONY: help demo test check bench bench-micro bench-gate bench-scaling sanitize clean
+.PHONY: help demo test soak check bench bench-micro bench-gate bench-scaling sanitize clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      a file is refused by one server, stored by another, and sent once (loopback, no account)'
 	@echo 'make test      the tests, without root and without other servers'
+	@echo 'make soak      half an hour of everything at once, on connections that break; memory must stay flat'
 	@echo 'make check     formatting, lint, types, stubs'
 	@echo 'make bench     engine beside every other client that is installed: 20 minutes, or ARGS=--quick'
 	@echo 'make bench-micro  one hot function each, beside rivals and bare C loops'
@@ -39,6 +42,9 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.test
 	@$(RUN) -m pytest -n 2 $(ARGS)
+
+soak: $(VENV)/.test
+	@$(RUN) -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 check: $(VENV)/.dev
 	@$(RUN) -m ruff format --check --quiet . || { echo "remedy: $(RUN) -m ruff format ."; exit 1; }

@@ -20,6 +20,7 @@ class Receiver:
     body_s: float
     connect_s: float
     used: int
+    heard: bool
     send_path: SendPath
     def _receive_into(self, buffer: memoryview, create_future: Callable[[], asyncio.Future[None]]) -> None: ...
     def _send_through(self, descriptor: int) -> None: ...

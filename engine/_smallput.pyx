@@ -174,6 +174,7 @@ cdef class Receiver:
     cdef public bint _closed, _spoilt, _gone
     cdef public double _rings_at, body_s, connect_s
     cdef public int used
+    cdef public bint heard
     cdef public str send_path
     cdef object _loop_future
     cdef int _fd
@@ -267,6 +268,7 @@ cdef class SmallPut:
             events = connection._parser.feed_buffer(p, n)
         except Exception as error:
             connection._take_over()
+            connection.heard = True
             connection._misfed(error)
             return 0
         response = connection._parser.response
@@ -276,6 +278,7 @@ cdef class SmallPut:
             self.answered_at = monotonic_s()
             return self.wake()
         connection._take_over()
+        connection.heard = True
         connection._parsed(EVENTS[events])
         return 0
 

@@ -186,7 +186,9 @@ class MemoryBody(Body):
 
     async def send(self, wire: Wire, start: int = 0) -> None:
         try:
-            await wire.send_memory(self.view[start:])
+            # Released here: whoever keeps the error of a cancelled call keeps its frames, and with them what they refer to.
+            with self.view[start:] as view:
+                await wire.send_memory(view)
         finally:
             self.bytes_read += wire.body_sent - start
 
@@ -283,8 +285,7 @@ class IteratorBody(Body):
             last = self.bytes_read >= size
             if self.bytes_read > size or (last and await self._next_item(wire) is not None):
                 raise UsageError(f"size={size}, but the iterator gives more; nothing was stored", stage="body")
-            await wire.send_memory(item)
-            if self._gave_back(item, wire):
+            if await self._send_item(wire, item):
                 return
             item = None if last else await self._next_item(wire)
         if wire.wants_body and self.bytes_read < size:
@@ -296,8 +297,7 @@ class IteratorBody(Body):
         """RFC 9112 section 7.1; the framing shares segments with the items and does not count as body."""
         while wire.wants_body and (item := await self._next_item(wire)) is not None:
             await wire.send_memory(memoryview(b"%x\r\n" % item.nbytes), payload=False, more=True)
-            await wire.send_memory(item, more=True)
-            if self._gave_back(item, wire):
+            if await self._send_item(wire, item, more=True):
                 return
             await wire.send_memory(memoryview(b"\r\n"), payload=False)
         if wire.wants_body:
@@ -324,6 +324,16 @@ class IteratorBody(Body):
                 if self.tap is not None:
                     self.tap(view)
                 return view
+
+    async def _send_item(self, wire: Wire, item: memoryview, *, more: bool = False) -> bool:
+        """True when there is nothing more to do on this hop. The item's buffer is let go before the next one is asked for: its
+        owner may want to fill it anew, or to resize it."""
+        try:
+            await wire.send_memory(item, more=more)
+            return self._gave_back(item, wire)
+        finally:
+            if self._held is not item:
+                item.release()
 
     def _gave_back(self, item: memoryview, wire: Wire) -> bool:
         """Keep for the next hop what came too late for this one. True when there is nothing more to do on this one."""
@@ -352,6 +362,11 @@ class IteratorBody(Body):
         step.cancel()
         await until_done(step)
 
+    def close(self) -> None:
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+
 
 class PipeBody(IteratorBody):
     """A pipe, socket or terminal: by splice when the size is known, read piece by piece and chunked when it is not."""
@@ -359,6 +374,7 @@ class PipeBody(IteratorBody):
     def __init__(self, fd: int, size: int | None) -> None:
         super().__init__(self._pieces(), size)
         self._fd = os.dup(fd)  # a duplicate: epoll takes each descriptor once, and the caller may use its own
+        self._blocked = os.get_blocking(fd)
 
     async def send(self, wire: Wire, start: int = 0) -> None:
         if self.size is None or self.trailer is not None:
@@ -378,20 +394,27 @@ class PipeBody(IteratorBody):
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
-        while True:
+        left = self.size  # the end of the pipe is not waited for: who writes to it may go on with something else
+        while left is None or left > 0:
             readable = loop.create_future()
             loop.add_reader(self._fd, _resolve, readable)
             try:
                 await readable
             finally:
                 loop.remove_reader(self._fd)
-            piece = os.read(self._fd, limits.FILE_OBJECT_CHUNK_BYTES)
+            most = limits.FILE_OBJECT_CHUNK_BYTES
+            piece = os.read(self._fd, most if left is None else min(most, left))
             if not piece:
                 return
+            if left is not None:
+                left -= len(piece)
             yield piece
 
     def close(self) -> None:
+        super().close()
         if self._fd >= 0:
+            # uvloop's add_reader made it non-blocking, for everybody who has the pipe (or the terminal) open.
+            os.set_blocking(self._fd, self._blocked)
             os.close(self._fd)
             self._fd = -1
 

@@ -67,8 +67,8 @@ class Connection(Receiver, asyncio.BufferedProtocol):
     """Made by the pool; `perform` is called for one exchange after the other, never for two at once.
 
     Attributes: origin, address (numeric, of the peer), connect_s (seconds the TCP handshake took: one round trip),
-      used (exchanges begun), flaw (why it could not be made), send_path (of the last body), body_s (seconds the last body took
-      to leave).
+      used (exchanges begun), heard (whether any byte of the last exchange's answer came), flaw (why it could not be made),
+      send_path (of the last body), body_s (seconds the last body took to leave).
     """
 
     _inline_max = limits.INLINE_BODY_MAX_BYTES  # bodies up to here are sent on the loop
@@ -78,6 +78,7 @@ class Connection(Receiver, asyncio.BufferedProtocol):
         self.address = ""
         self.connect_s = 0.0
         self.used = 0
+        self.heard = False
         self.send_path: SendPath = "none"
         self.body_s = 0.0
         self.flaw: OSError | None = None
@@ -182,6 +183,7 @@ class Connection(Receiver, asyncio.BufferedProtocol):
             assert self._exchange is None, "one exchange at a time"
             self._exchange, self._error = exchange, None
             self.used += 1
+            self.heard = False
             self.send_path, self.body_s = "none", 0.0
             self._parser.expect(method, self._hand_on if on_body is not None else None)
         assert self._exchange is exchange
@@ -352,6 +354,7 @@ class Connection(Receiver, asyncio.BufferedProtocol):
         if exchange.finished:
             self._spoilt = True
             return
+        self.heard = True
         try:
             events = self._parser.feed(data)
         except Exception as error:
@@ -546,7 +549,7 @@ class Connection(Receiver, asyncio.BufferedProtocol):
         if small is None:
             return
         self._exchange, self._error = small.exchange(), None
-        self.send_path = "none"
+        self.heard, self.send_path = bool(small.status), "none"
         self._arm()
         if small.error:
             self._receive_now()

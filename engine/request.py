@@ -680,7 +680,7 @@ class Run:
             raise
         finally:
             if exchange is not None:
-                self._went_stale = acquired.reused and not exchange.status and not exchange.heard_continue
+                self._went_stale = acquired.reused and not connection.heard
                 self._left_whole = exchange.body_complete
             self._hops.append(
                 Hop(

@@ -14,7 +14,7 @@ import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -529,6 +529,30 @@ def test_a_pipe_has_its_trailer_too_and_items_cross_the_frames(
     assert (result.checksum_verified, result.body_bytes_sent) == (True, len(data))
 
 
+@pytest.mark.parametrize("checksum", ["auto", "crc32c"])
+def test_a_pipe_with_a_size_is_left_open_blocking_and_with_what_is_behind(
+    client_of: Make, run: Run, server: Server, checksum: Any
+) -> None:
+    data = os.urandom(50_000)
+    reading, writing = os.pipe()
+    os.write(writing, data + b"behind")
+
+    async def main() -> engine.PutResult:
+        async with client_of() as client:
+            with os.fdopen(os.dup(reading), "rb", 0) as pipe:
+                putting = client.put(pipe, "s3://store/part-of-pipe", size=len(data), checksum=checksum)
+                return await asyncio.wait_for(putting, 20)
+
+    try:
+        assert run(main()).body_bytes_sent == len(data)
+        assert server.object("store", "part-of-pipe").content() == data
+        assert os.get_blocking(reading)
+        assert os.read(reading, 100) == b"behind"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def test_an_empty_iterator_has_its_checksum_too(client_of: Make, run: Run) -> None:
     async def main() -> engine.PutResult:
         async with client_of() as client:
@@ -961,3 +985,52 @@ def test_no_secret_is_in_anything_that_is_shown(run: Run, caplog: pytest.LogCapt
         for secret in (*secrets, *encoded):
             assert secret not in text, text
     assert "REDACTED" in repr(told)
+
+
+@pytest.mark.parametrize("leaves", ["cancelled", "out of time"])
+@pytest.mark.parametrize("size", [700, MIB, 4 * MIB])
+def test_who_keeps_the_error_does_not_keep_the_buffer(client_of: Make, run: Run, size: int, leaves: str) -> None:
+    """An error has a traceback, which has the frames of the call, which refer to what was sent."""
+    data = bytearray(size)
+
+    async def main() -> BaseException:
+        async with client_of() as client:
+            total_s = 0.2 if leaves == "out of time" else None
+            transfer = client.start_put(data, "s3://hang-stall-1k/buffer", expect="never", total_timeout_s=total_s)
+            if leaves == "cancelled":
+                await asyncio.sleep(0.2)
+                transfer.cancel()
+            try:
+                await transfer
+            except (asyncio.CancelledError, engine.TotalTimedOut) as error:
+                return error
+            raise AssertionError("it came to an end")
+
+    error = run(main())
+    data.append(0)  # BufferError while somebody holds it
+    assert error.__traceback__ is not None
+
+
+@pytest.mark.parametrize("size", [None, 2000])
+def test_the_buffer_of_an_item_is_its_owners_again_when_the_next_is_asked_for(
+    client_of: Make, run: Run, server: Server, size: int | None
+) -> None:
+    def items() -> Iterator[bytearray]:
+        buffer = bytearray()
+        for letter in b"ab":
+            buffer.clear()  # BufferError while somebody holds it
+            buffer += bytes([letter]) * 1000
+            yield buffer
+
+    async def main() -> None:
+        async with client_of() as client:
+            if size is not None:
+                await client.put(items(), "s3://store/refilled", size=size)
+                return
+            with pytest.raises(engine.ResponseError) as caught:  # S3 takes no body of unknown length
+                await client.put(items(), "s3://store/refilled")
+            assert caught.value.status == 411
+
+    run(main())
+    if size is not None:
+        assert server.object("store", "refilled").content() == b"a" * 1000 + b"b" * 1000

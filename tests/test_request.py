@@ -356,3 +356,34 @@ def test_whatever_a_peer_does_the_end_is_a_result_or_an_error_of_ours(run: Run, 
     outcomes = run(main())
     assert not complaints, complaints[0]
     assert {"stored", "cancelled", "ProtocolError"} <= outcomes
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_a_used_connection_that_dies_is_stale_only_without_a_byte_of_an_answer(run: Run, began: bool) -> None:
+    """A server that has begun to answer was there for the request: without retries, that was it."""
+
+    def answer_one_and_die(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(OK)
+        read_request(connection)
+        if began:
+            connection.sendall(OK[:12])
+
+    def answer(connection: socket.socket) -> None:
+        if read_head(connection):
+            connection.recv(100)
+            connection.sendall(OK)
+
+    async def main(url: str) -> engine.PutResult:
+        async with engine.Client(config=engine.Config(retry=ONCE)) as client:
+            await client.put(b"first", f"{url}/key", checksum=None)
+            return await client.put(b"second", f"{url}/key", checksum=None)
+
+    with raw_server(answer_one_and_die, answer) as url:
+        if began:
+            with pytest.raises(engine.ConnectionLost):
+                run(main(url))
+            with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))):
+                pass
+        else:
+            assert [hop.outcome for hop in run(main(url)).hops] == ["retried", "stored"]

@@ -1264,6 +1264,7 @@ LOCATIONS = {
     "userinfo": "http://somebody@{netloc}/{bucket}/k",
     "ftp": "ftp://{netloc}/{bucket}/k",
     "subresource": "{store}/{bucket}/k?acl",
+    "port-54321": "http://127.0.0.1:54321/{bucket}/k",
 }
 
 

@@ -131,6 +131,7 @@ def start(
     linger_s: float = 2.0,
     min_part_size: int = 5 * MIB,
     tls: str = "",
+    keep_records: bool = True,
 ) -> Sandbox:
     """Start both endpoints and return when they listen. Raises OSError when they cannot, UsageError for a host
     that is no loopback address.
@@ -147,6 +148,7 @@ def start(
     linger_s: how long to wait for (and count) more body bytes behind a final answer.
     min_part_size: of a multipart upload's parts but the last; S3's is 5 MiB.
     tls: the path of a PEM file with a certificate chain and its key: both endpoints speak https only.
+    keep_records: False for millions of requests; `records` then stays empty.
     """
     for address in (host, store_host or host):
         if not ipaddress.ip_address(address).is_loopback:
@@ -167,10 +169,11 @@ def start(
         linger_s=linger_s,
         min_part_bytes=min_part_size,
         tls=tls,
+        keep_records=keep_records,
         owns_folder=folder is None,
     )
     try:
-        server = ServerProcess(options) if process else ServerThread(options, Recorder())
+        server = ServerProcess(options) if process else ServerThread(options, Recorder(options.keep_records))
         return Sandbox(options, server)
     except BaseException:
         if folder is None:

@@ -54,6 +54,7 @@ class Options:
     linger_s: float = 2.0
     min_part_bytes: int = 5 * MIB
     tls: str = ""
+    keep_records: bool = True
     owns_folder: bool = False  # it was made for this sandbox, and goes with it
 
     def as_json(self) -> dict[str, Any]:

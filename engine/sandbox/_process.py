@@ -80,7 +80,7 @@ def main() -> None:
     lines = iter(sys.stdin.readline, "")
     try:
         options = Options.from_json(json.loads(next(lines)))
-        server = ServerThread(options, Recorder())
+        server = ServerThread(options, Recorder(options.keep_records))
     except OSError as error:
         _say({"error": str(error)})
         return

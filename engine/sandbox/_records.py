@@ -67,16 +67,20 @@ class Record:
 class Recorder:
     """The list of Records, with copies for readers."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: bool = True) -> None:
+        self._keep = keep
         self._records: list[Record] = []
+        self._count = 0
         self._lock = threading.Lock()
 
     def add(self, record: Record) -> None:
         with self._lock:
-            self._records.append(record)
+            self._count += 1
+            if self._keep:
+                self._records.append(record)
 
     def next_number(self) -> int:
-        return len(self._records) + 1
+        return self._count + 1
 
     def snapshot(self) -> list[Record]:
         with self._lock:

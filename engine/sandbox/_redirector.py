@@ -49,7 +49,8 @@ class Redirector:
         self._prepare(exchange, scenario)
         seen = (request.method, request.bucket, request.key)
         stores = self._stores(exchange, scenario) or ("once" in scenario.flags and seen in self._seen)
-        self._seen.add(seen)
+        if "once" in scenario.flags:
+            self._seen.add(seen)
         await self._before(exchange, scenario, stores)
         if stores:
             await self._store.handle(exchange, OTHER_REGION if scenario.verb == "region" else None)
@@ -188,7 +189,9 @@ class Redirector:
             "ftp": f"ftp://{authority}{target}",
             "subresource": _with_query(self._store_url + target, "acl"),
         }
-        found = [url for flag, url in special.items() if flag in flags] or [self._store_url + target]
+        port = scenario.size("port")
+        store_url = self._store_url if port is None else f"{self._store_url.rpartition(':')[0]}:{port}"
+        found = [url for flag, url in special.items() if flag in flags] or [store_url + target]
         return [*found, f"http://redirect.example.test{target}"] if "two" in flags else found
 
     async def _tell_region(self, exchange: Exchange, scenario: Scenario, prefix: bytes) -> None:

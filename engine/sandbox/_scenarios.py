@@ -51,6 +51,7 @@ MODIFIERS: Final = {
         "hops-<n>": "n redirects, the last one to the storing endpoint",
         "elsewhere": "Location is on redirect.example.test",
         "linklocal": "Location is on 169.254.169.254",
+        "port-<n>": "Location is on this port of the storing endpoint's host: of what stands in front of it",
         "https": "Location is https://",
         "plain": "Location is http://",
         "userinfo": "Location has user-info",
@@ -80,7 +81,7 @@ _WORDS: Final = dict(
 )  # word → "<kind>" or ""
 _TIME = re.compile(r"([0-9]{1,6})(us|ms|s|)\Z")
 _SIZE = re.compile(r"([0-9]{1,12})([kmg]?)\Z")
-_NUMBER = re.compile(r"[0-9]{1,4}\Z")
+_NUMBER = re.compile(r"[0-9]{1,5}\Z")
 
 
 @dataclass(frozen=True, slots=True)
