@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import NamedTuple
 
 # linux/sock_diag.h, linux/inet_diag.h
@@ -64,6 +65,22 @@ class DestroyedSockets:
             assert time.monotonic() < deadline, f"still there: {set(peer_ports) - ended.keys()}"
             time.sleep(0.01)
 
+    def all_of(self, local_port: int, count: int, timeout_s: float = 10) -> list[int]:
+        """Return ``bytes_received`` of every connection to this port since the beginning, once none is left.
+
+        AssertionError when one stays, or when there were not `count` of them.
+        """
+        wait_for_none(local_port, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            # The kernel tells by a worker of its own, some time after the socket has left its tables.
+            self._collect()
+            ended = [each.bytes_received for each in self._seen if each.local_port == local_port]
+            if len(ended) >= count or time.monotonic() > deadline:
+                assert len(ended) == count, f"{len(ended)} connections instead of {count}: {ended}"
+                return ended
+            time.sleep(0.01)
+
     def _collect(self) -> None:
         while True:
             try:
@@ -71,6 +88,22 @@ class DestroyedSockets:
             except BlockingIOError:
                 return
             self._seen += parse(datagram)
+
+
+# include/net/tcp_states.h: all but SYN_SENT (ours), TIME_WAIT, CLOSE and LISTEN.
+OPEN_STATES = {"01", "03", "04", "05", "08", "09", "0B", "0C"}
+
+
+def wait_for_none(local_port: int, timeout_s: float = 10) -> None:
+    """Return when this network namespace has no connection to the port (one in TIME_WAIT is over). AssertionError if not."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+        left = [row for row in rows if row[1].endswith(f":{local_port:04X}") and row[3] in OPEN_STATES]
+        if not left:
+            return
+        assert time.monotonic() < deadline, f"connections to port {local_port} are still there: {left}"
+        time.sleep(0.01)
 
 
 def parse(datagram: bytes) -> list[Destroyed]:
