@@ -82,8 +82,8 @@ class Refusal:
     status: int
     options: Mapping[str, Any] = field(default_factory=dict)
     chunked: bool = False
-    port_url: str = ""
-    """A URL of the host that receives the body, where it is not `url`'s."""
+    server: LiveServer | None = None
+    """The one that refuses, where it is another instance with another certificate."""
 
 
 @dataclass
@@ -123,9 +123,9 @@ class Stand:
         if self.make_known is not None:
             self.make_known(name)
 
-    def client(self, **config: Any) -> engine.Client:
-        """A client that knows nothing yet of this server but whom to trust."""
-        ca_file = self.server.ca_file
+    def client(self, server: LiveServer | None = None, **config: Any) -> engine.Client:
+        """A client that knows nothing yet of this server, or of `server`, but whom to trust."""
+        ca_file = (server or self.server).ca_file
         settings = engine.Config(tls=str(ca_file) if ca_file else None, retry=engine.Retry(max_attempts=1), **config)
         return engine.Client(region="za", credentials=engine.Credentials(*self.credentials), config=settings)
 
@@ -219,7 +219,7 @@ def lighttpd_stand(server: Lighttpd) -> Stand:
 
 def xrootd_stand(server: Xrootd, full: Xrootd) -> Stand:
     disk = Refusal(
-        "its data server dies of a full disk", f"{full.store}/too-big", engine.ConnectionLost, 0, port_url=full.store
+        "its data server dies of a full disk", f"{full.store}/too-big", engine.ConnectionLost, 0, server=full
     )
     return Stand(
         *(server, server.manager, server.store, server.stored, server.requests, disk),
@@ -258,7 +258,7 @@ class CephStand(Stand):
     def url(self, name: str, status: int = 301) -> str:
         return f"s3://{self.bucket}/{name}"
 
-    def client(self, **config: Any) -> engine.Client:
+    def client(self, server: LiveServer | None = None, **config: Any) -> engine.Client:
         settings = engine.Config(retry=engine.Retry(max_attempts=1), **config)
         return engine.Client(
             endpoint_url=self.relay.url,

@@ -17,6 +17,7 @@ from typing import NamedTuple
 # linux/sock_diag.h, linux/inet_diag.h
 NETLINK_SOCK_DIAG = 4
 SKNLGRP_INET_TCP_DESTROY = 1
+SKNLGRP_INET6_TCP_DESTROY = 3  # also for IPv4 connections to a listener which takes both
 INET_DIAG_INFO = 2
 NLMSG_HEADER = struct.Struct("=IHHII")
 DIAG_HEADER = struct.Struct("=BBBB")  # family, state, timer, retransmits; then the socket's identity
@@ -40,7 +41,7 @@ class DestroyedSockets:
 
     def __init__(self) -> None:
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
-        self._netlink.bind((0, 1 << (SKNLGRP_INET_TCP_DESTROY - 1)))
+        self._netlink.bind((0, 1 << (SKNLGRP_INET_TCP_DESTROY - 1) | 1 << (SKNLGRP_INET6_TCP_DESTROY - 1)))
         # Everybody's sockets pass here. What root is allowed holds some thousand, what others are some hundred; when it is
         # too little the next read fails (ENOBUFS), so nothing is lost in silence.
         with contextlib.suppress(PermissionError):
@@ -98,7 +99,8 @@ def wait_for_none(local_port: int, timeout_s: float = 10) -> None:
     """Return when this network namespace has no connection to the port (one in TIME_WAIT is over). AssertionError if not."""
     deadline = time.monotonic() + timeout_s
     while True:
-        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+        tables = [path.read_text() for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists()]
+        rows = (line.split() for table in tables for line in table.splitlines()[1:])
         left = [row for row in rows if row[1].endswith(f":{local_port:04X}") and row[3] in OPEN_STATES]
         if not left:
             return

@@ -413,7 +413,7 @@ async def put_refused(stand: Stand, sample: Sample) -> tuple[engine.EngineError,
 
 
 async def fails(stand: Stand, source: Any, count: Count) -> engine.EngineError:
-    async with stand.client() as client:
+    async with stand.client(stand.refusal.server) as client:
         with pytest.raises(stand.refusal.error) as refused:
             await client.put(source, stand.refusal.url, on_event=count.watch, **stand.refusal.options)
     assert isinstance(refused.value, engine.EngineError)
