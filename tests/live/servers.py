@@ -253,9 +253,13 @@ class LiveServer:
     def stopped(self) -> Iterator[None]:
         """As long as this lasts no process of the server runs: the kernel takes connections and bytes, nobody reads them."""
         groups = [process.pid for process in self._processes]
-        for group in groups:
-            os.killpg(group, signal.SIGSTOP)
         try:
+            for group in groups:
+                os.killpg(group, signal.SIGSTOP)
+            # A signal is sent in no time, and heard by every thread only somewhat later.
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            while not all(is_stopped(group) for group in groups):
+                assert time.monotonic() < deadline, f"{type(self).__name__} does not stop"
             yield
         finally:
             for group in groups:
@@ -312,6 +316,19 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def is_stopped(group: int) -> bool:
+    """Say whether no thread of a process group runs."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # The name, in parentheses, may contain anything; behind it come state, parent and group.
+            if int(stat.read_text().rpartition(")")[2].split()[2]) != group:
+                continue
+            for task in stat.parent.glob("task/[0-9]*/stat"):
+                if task.read_text().rpartition(")")[2].split()[0] not in "TtZX":
+                    return False
+    return True
 
 
 def accepts(port: int) -> bool:

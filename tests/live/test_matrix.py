@@ -93,7 +93,7 @@ CASES = (
     ),
 )
 TABLE = matrix.Matrix(CASES, ROWS)
-STOPPED_S = 2.0  # longer than an unknown host is given (1 s), and long enough to fill the kernel's buffers
+STOPPED_S = 1.7  # longer than an unknown host is given (1 s), and long enough to fill the kernel's buffers
 
 
 # --- servers which only this table needs --------------------------------------------------------------------------------
