@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,9 +118,3 @@ def joined(words: Iterable[object]) -> str:
     """ "a, b and c"."""
     *most, last = [str(word) for word in words]
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def fields_text(names: Mapping[str, bool]) -> str:
-    """Which of the named fields were right; the others are named as wrong."""
-    wrong = [name for name, right in names.items() if not right]
-    return f"WRONG: {joined(wrong)}" if wrong else joined(f"`{name}`" for name in names)

@@ -414,9 +414,7 @@ class Nginx(LiveServer):
         ]
         locations += [f"location /{s}/ {{ return {s}; }}" for s in REFUSAL_STATUSES]
         locations += ["location /413/ { client_max_body_size 1m; proxy_pass http://127.0.0.1:9; }"]
-        # A connection that is reset after a redirect is kept as idle for this long, and only then counted by the kernel.
-        idle = "keepalive_timeout 2s;"
-        redirecting = f"server {{ {self._listen(redirector)} {idle} {' '.join(locations)} }}"
+        redirecting = f"server {{ {self._listen(redirector)} {' '.join(locations)} }}"
         self._spawn_nginx("nginx", f"{redirecting} {self._store(store, 'data')}")
         self._spawn_nginx("nginx-full", self._store(full, "full"), file_limit=self.full_at)
         for port in (redirector, store, full):
@@ -451,6 +449,8 @@ class Nginx(LiveServer):
             http {{
                 log_format live escape=json '{line}';
                 access_log {own}/requests.jsonl live; client_max_body_size 0; {temporary}
+                # One reset after a redirect is an idle connection to nginx, and counted by the kernel only when it has ended.
+                keepalive_timeout 1s;
                 {blocks}
             }}""",
         )

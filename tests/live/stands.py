@@ -54,6 +54,10 @@ class Received:
             return f"all {about(f'{self.body - size:,} B more with TLS')}" if self.encrypted else f"all: {size:,} B"
         return f"part {about(self.body)}"
 
+    def race_text(self, size: int) -> str:
+        """As `text`, where it is left to chance whether the first piece of the body still arrived."""
+        return self.text(size) if self.part_of(size) == "all" else f"not all {about(self.body)}"
+
 
 @dataclass
 class Count:
@@ -213,7 +217,7 @@ def lighttpd_stand(server: Lighttpd) -> Stand:
     return Stand(
         *(server, server.redirector, server.store, server.stored, server.requests, full),
         silent="it says 100 as soon as it wants the body",
-        hidden_fields=("expect",),
+        hidden_fields=("Expect",),
     )
 
 

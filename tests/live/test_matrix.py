@@ -61,9 +61,10 @@ CASES = (
     matrix.Case(
         "fields",
         "1. Every field of the redirected request",
-        "A signed PUT with metadata and a content type, redirected. The fields are those that the storing host saw; the "
-        "signature is right when botocore, given these fields, computes the same.",
-        ("answers", "right at the storing host", "seen in its", "signature"),
+        "A signed PUT with metadata and a content type, redirected. `Host`, `Authorization`, `x-amz-date`, `x-amz-meta-colour`, "
+        "`Content-Type`, `Content-Length` and `Expect`, as the storing host saw them, have to be right for that host; the "
+        "signature is, when botocore computes the same from these fields.",
+        ("answers", "right at the storing host", "by its", "signature"),
     ),
     matrix.Case(
         "methods",
@@ -229,13 +230,15 @@ def test_every_field_of_the_redirected_request_is_right(row: str, stand: Stand, 
         "Expect": second.fields.get("expect") == "100-continue",
     }
     for hidden in stand.hidden_fields:
-        assert hidden not in second.fields
-        del right[hidden.title()]
+        assert hidden.lower() not in second.fields
+        del right[hidden]
     assert all(right.values()), (right, second)
     assert second.fields["authorization"] == recomputed(second, result.url, stand.credentials)
     accepted = "accepted, and " if isinstance(stand, CephStand) else ""
     TABLE.enter(
-        *("fields", row, str(result.hops[0].status), matrix.fields_text(right), stand.where_fields),
+        *("fields", row, str(result.hops[0].status)),
+        " ".join(["all", *(f"(it does not log `{hidden}`)" for hidden in stand.hidden_fields)]),
+        stand.where_fields,
         f"{accepted}equal to botocore's",
     )
 
@@ -309,7 +312,7 @@ def test_the_body_of_a_large_redirected_put_leaves_once(row: str, stand: Stand, 
     assert stand.digest(f"{name}-n") == big_sample.sha256
     TABLE.enter(
         *("large", row, hops_of(result), f"`{result.send_path}`"),
-        *(refusing.text(size), storing.text(size), wasted.text(size)),
+        *(refusing.text(size), storing.text(size), wasted.race_text(size)),
     )
 
 
@@ -428,10 +431,10 @@ def test_a_refusal_in_mid_body_stops_the_body_and_reaches_the_caller(
     [hop] = error.hops
     assert (hop.status or 0) == stand.refusal.status
     assert 0 < hop.body_bytes_sent < size
-    assert received.part_of(size) == "part"
+    assert received.part_of(size) != "all"
     TABLE.enter(
         *("refusal", row, stand.refusal.how, f"`{type(error).__name__}`"),
-        *(f"part {about(hop.body_bytes_sent)}", received.text(size)),
+        *(f"part {about(hop.body_bytes_sent)}", received.race_text(size)),
     )
 
 
@@ -463,7 +466,7 @@ def test_a_503_after_three_seconds_of_silence(haproxy: Haproxy, big_sample: Samp
     )
     TABLE.enter(
         *("refusal", DEAD, "503 after 3 s of silence", f"`{type(asked).__name__}`"),
-        *(f"part {about(asked.body_bytes_sent)}", part.text(size)),
+        *(f"part {about(asked.body_bytes_sent)}", part.race_text(size)),
     )
 
 
