@@ -61,8 +61,8 @@ CASES = (
     matrix.Case(
         "fields",
         "1. Every field of the redirected request",
-        "A signed PUT with metadata and a content type, redirected. `Host`, `Authorization`, `x-amz-date`, `x-amz-meta-colour`, "
-        "`Content-Type`, `Content-Length` and `Expect`, as the storing host saw them, have to be right for that host; the "
+        "A signed PUT with metadata and a content type, redirected. `Host`, `Authorization`, `x-amz-date`, "
+        "`x-amz-meta-colour`, `Content-Type`, `Content-Length` and `Expect`, as the storing host saw them, are right; the "
         "signature is, when botocore computes the same from these fields.",
         ("answers", "right at the storing host", "by its", "signature"),
     ),
