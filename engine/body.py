@@ -110,7 +110,10 @@ class FileBody(Body):
         while position < end and wire.wants_body:
             count = end - position
             if count > limits.INLINE_BODY_MAX_BYTES:
-                count -= limits.HELD_BACK_BYTES
+                # Cut where a TLS record ends. XRootD reads into 1 MiB and forgets what is left of a record which that cuts in
+                # two; were the records before the last one not whole, it would wait for ever for the last bytes of some files.
+                records = (self.size - limits.HELD_BACK_BYTES) // limits.TLS_RECORD_BYTES
+                count = self.offset + records * limits.TLS_RECORD_BYTES - position
             else:
                 # The last bytes are held back until now: a file that changed meanwhile never becomes a stored object.
                 self.check_unchanged()

@@ -45,7 +45,8 @@ HAPPY_EYEBALLS_DELAY_S: Final = 0.25  # RFC 8305 section 8
 
 # --- sending --------------------------------------------------------------------------------------------------------
 INLINE_BODY_MAX_BYTES: Final = 1 * MIB  # sent on the loop: 97 µs for 256 KiB, a hand-over to a thread costs 131 µs
-HELD_BACK_BYTES: Final = 64 * KIB  # of a large file: sent last, once the file is known to be unchanged
+HELD_BACK_BYTES: Final = 64 * KIB  # of a large file, at least: sent last, once the file is known to be unchanged
+TLS_RECORD_BYTES: Final = 16 * KIB  # of plaintext, in a whole one (RFC 8446 section 5.1)
 TLS_BATCH_BYTES: Final = 256 * KIB  # of a body encrypted before one send: 16 whole records (RFC 8446 section 5.1)
 COALESCE_MAX_BYTES: Final = 64 * KIB  # head and body leave in one segment when nothing is awaited
 HASH_PIECE_BYTES: Final = 1 * MIB  # of memory hashed between two looks at whether it is still wanted

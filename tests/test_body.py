@@ -186,6 +186,30 @@ def test_a_bytesio_is_sent_from_where_it_is() -> None:
     assert sent(source) == DATA[10:]
 
 
+@pytest.mark.parametrize("more", [1, 5_000, 16_383, 16_384, 70_000])
+def test_a_large_file_is_cut_only_where_a_tls_record_ends(tmp_path: Path, more: int) -> None:
+    """A short record before the end made XRootD over TLS wait for bytes that it had."""
+    offset, size = 777, (3 << 20) + more
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(offset + size))
+    starts: list[int] = []
+
+    class Watched(Kernel):
+        async def send_file(self, fd: int, offset: int, count: int) -> int:
+            starts.append(self.body_sent)
+            return await super().send_file(fd, offset, count)
+
+    body, wire = open_body(path, offset=offset), Watched()
+    try:
+        asyncio.run(body.send(wire))
+    finally:
+        body.close()
+    assert wire.payload == path.read_bytes()[offset:]
+    assert len(starts) == 2
+    assert [start % limits.TLS_RECORD_BYTES for start in starts] == [0, 0]
+    assert size - starts[1] >= limits.HELD_BACK_BYTES
+
+
 def test_the_exporter_is_held_until_the_body_is_closed() -> None:
     source = bytearray(b"abc")
     body = open_body(source)

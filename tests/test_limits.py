@@ -55,7 +55,8 @@ def test_the_parser_takes_the_limits_as_its_own() -> None:
 
 
 def test_limits_fit_each_other() -> None:
-    assert limits.HELD_BACK_BYTES < limits.INLINE_BODY_MAX_BYTES
+    assert limits.HELD_BACK_BYTES + limits.TLS_RECORD_BYTES < limits.INLINE_BODY_MAX_BYTES
+    assert limits.TLS_BATCH_BYTES % limits.TLS_RECORD_BYTES == 0
     assert limits.COALESCE_MAX_BYTES <= limits.EXPECT_THRESHOLD_BYTES, (
         "what is asked for never shares a segment with its head"
     )

@@ -729,7 +729,8 @@ def test_head_answers_bring_their_ids_in_fields() -> None:
         ({"tagging": "a=b&c=d"}, [("x-amz-tagging", "a=b&c=d")]),
         ({"if_none_match": "*"}, [("if-none-match", "*")]),
         ({"if_none_match": '"abc"'}, [("if-none-match", '"abc"')]),
-        ({"if_match": "abc-2"}, [("if-match", '"abc-2"')]),
+        ({"if_match": "abc-2"}, [("if-match", "abc-2")]),
+        ({"if_match": '"abc-2"'}, [("if-match", '"abc-2"')]),
         ({"if_match": 'W/"abc"'}, [("if-match", 'W/"abc"')]),
     ],
 )

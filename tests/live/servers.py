@@ -16,14 +16,16 @@ import http.client
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
@@ -31,6 +33,7 @@ from urllib.parse import urlsplit
 import botocore.config
 import botocore.exceptions
 import botocore.session
+import trustme
 
 from .relay import Relay
 
@@ -59,18 +62,44 @@ class Keys(NamedTuple):
     secret_key: str
 
 
-class Logged(NamedTuple):
-    """One request as nginx logs it.
+LOGGED_FIELDS = (
+    *("host", "authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-meta-colour"),
+    *("expect", "content-length", "content-type"),
+)
 
-    ``size``: bytes of the head and, where nginx read the body to use it, of the body. A body that nginx throws away, as a
-    redirector does, is not in it.
+
+class Logged(NamedTuple):
+    """One request as a server logs it; ``fields`` has those LOGGED_FIELDS that came.
+
+    ``size`` and ``client_port`` are nginx's: bytes of the head and, where nginx read the body to use it, of the body. A body
+    that nginx throws away, as a redirector does, is not in it.
     """
 
     method: str
     path: str
     status: int
-    size: int
-    client_port: int
+    fields: Mapping[str, str]
+    size: int = 0
+    client_port: int = 0
+
+
+def log_format(method: str, path: str, status: str, field: Callable[[str], str], more: str = "") -> str:
+    """One line of JSON in a server's own log format; `field` names a request's field in it. `read_log` reads it."""
+    fields = ",".join(f'"{name}":"{field(name)}"' for name in LOGGED_FIELDS)
+    return f'{{"method":"{method}","path":"{path}","status":"{status}"{more},"fields":{{{fields}}}}}'
+
+
+def read_log(path: Path) -> list[Logged]:
+    """The requests in a log made by `log_format`, oldest first. Other lines, and one still being written, are left out."""
+    found = []
+    for line in path.read_text(errors="replace").splitlines():
+        if not line.startswith('{"method"') or not line.endswith("}}"):
+            continue
+        entry = json.loads(line)
+        entry["status"] = int(entry["status"])
+        entry["fields"] = {name: value for name, value in entry["fields"].items() if value not in ("", "-")}
+        found.append(Logged(**entry))
+    return found
 
 
 class Ports:
@@ -105,7 +134,10 @@ class LiveServer:
     programs: ClassVar[Mapping[str, str]] = {}
     """Program (found on SYSTEM_PATH) or file (absolute path) → the Debian package that brings it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: bool = False) -> None:
+        """`tls`: its URLs are https, with a certificate for 127.0.0.1 that ``ca_file`` vouches for."""
+        self.tls = tls
+        self.scheme = "https" if tls else "http"
         self.ports = Ports()
         self.folder = Path()
         self.on_stop = contextlib.ExitStack()
@@ -195,6 +227,44 @@ class LiveServer:
         self._processes.append(process)
         return process
 
+    @property
+    def ca_file(self) -> Path | None:
+        """Whom a client of this server has to trust, once it is started; None without TLS."""
+        return self.folder / "tls/ca.pem" if self.tls else None
+
+    def make_certificate(self, *, owner: str | None = None) -> tuple[Path, Path, Path]:
+        """Write a certificate with its chain, its key, and both in one file; return the paths of the three."""
+        folder = self.make_folder("tls", owner=owner)
+        authority = trustme.CA()
+        issued = authority.issue_cert("127.0.0.1")
+        authority.cert_pem.write_to_path(folder / "ca.pem")
+        chain, key, both = folder / "chain.pem", folder / "key.pem", folder / "both.pem"
+        for pem in issued.cert_chain_pems:
+            pem.write_to_path(chain, append=True)
+        issued.private_key_pem.write_to_path(key)
+        issued.private_key_and_cert_chain_pem.write_to_path(both)
+        for path in (key, both):
+            path.chmod(0o600)  # XRootD takes no key that others can read
+            if owner is not None and os.geteuid() == 0:
+                shutil.chown(path, owner, owner)
+        return chain, key, both
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """As long as this lasts no process of the server runs: the kernel takes connections and bytes, nobody reads them."""
+        groups = [process.pid for process in self._processes]
+        try:
+            for group in groups:
+                os.killpg(group, signal.SIGSTOP)
+            # A signal is sent in no time, and heard by every thread only somewhat later.
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            while not all(is_stopped(group) for group in groups):
+                assert time.monotonic() < deadline, f"{type(self).__name__} does not stop"
+            yield
+        finally:
+            for group in groups:
+                os.killpg(group, signal.SIGCONT)
+
     def run(self, *argv: str | Path, timeout_s: float = READY_TIMEOUT_S) -> str:
         """Run a command to its end and return its standard output. Raises StartFailed when it fails."""
         try:
@@ -248,6 +318,19 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def is_stopped(group: int) -> bool:
+    """Say whether no thread of a process group runs."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # The name, in parentheses, may contain anything; behind it come state, parent and group.
+            if int(stat.read_text().rpartition(")")[2].split()[2]) != group:
+                continue
+            for task in stat.parent.glob("task/[0-9]*/stat"):
+                if task.read_text().rpartition(")")[2].split()[0] not in "TtZX":
+                    return False
+    return True
+
+
 def accepts(port: int) -> bool:
     """Say whether something listens on this port of 127.0.0.1."""
     try:
@@ -264,11 +347,15 @@ def listens(path: Path) -> bool:
     return any(row[-1] == str(path) and row[3] == "00010000" for row in rows)
 
 
-def status_of(method: str, url: str, timeout_s: float = 0.5) -> int | None:
+def status_of(method: str, url: str, timeout_s: float = 0.5, ca_file: Path | None = None) -> int | None:
     """Make one request without a body; return its status, or None when no answer came in time."""
     parts = urlsplit(url)
     assert parts.hostname is not None
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+    if ca_file is None:
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+    else:
+        trust = ssl.create_default_context(cafile=ca_file)
+        connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout_s, context=trust)
     try:
         connection.request(method, f"{parts.path or '/'}?{parts.query}".rstrip("?"))
         return connection.getresponse().status
@@ -306,8 +393,8 @@ class Nginx(LiveServer):
     programs: ClassVar = {"nginx": "nginx-light"}
     full_at: ClassVar[int] = 4 << 20
 
-    def __init__(self, *, wants_real_time: bool = True) -> None:
-        super().__init__()
+    def __init__(self, *, tls: bool = False, wants_real_time: bool = True) -> None:
+        super().__init__(tls=tls)
         self.wants_real_time = wants_real_time
 
     def start(self) -> None:
@@ -315,25 +402,33 @@ class Nginx(LiveServer):
             self.wants_real_time and subprocess.run([*REAL_TIME, "true"], capture_output=True).returncode == 0
         )
         redirector, store, full = (self.ports.take() for _ in range(3))
-        self.redirector, self.store, self.full = (f"http://127.0.0.1:{port}" for port in (redirector, store, full))
+        self.redirector, self.store, self.full = (
+            f"{self.scheme}://127.0.0.1:{port}" for port in (redirector, store, full)
+        )
         self.data = self.make_folder("data")
         self.make_folder("full")
+        if self.tls:
+            self.certificate = self.make_certificate()
         locations = [
             f"location ~ ^/{s}(?<rest>/.*)$ {{ return {s} {self.store}$rest$is_args$args; }}" for s in REDIRECT_STATUSES
         ]
         locations += [f"location /{s}/ {{ return {s}; }}" for s in REFUSAL_STATUSES]
         locations += ["location /413/ { client_max_body_size 1m; proxy_pass http://127.0.0.1:9; }"]
-        # A connection that is reset after a redirect is kept as idle for this long, and only then counted by the kernel.
-        idle = "keepalive_timeout 2s;"
-        redirecting = f"server {{ listen 127.0.0.1:{redirector}; {idle} {' '.join(locations)} }}"
+        redirecting = f"server {{ {self._listen(redirector)} {' '.join(locations)} }}"
         self._spawn_nginx("nginx", f"{redirecting} {self._store(store, 'data')}")
         self._spawn_nginx("nginx-full", self._store(full, "full"), file_limit=self.full_at)
         for port in (redirector, store, full):
             self.wait_for_port(port)
 
+    def _listen(self, port: int) -> str:
+        if not self.tls:
+            return f"listen 127.0.0.1:{port};"
+        chain, key, _both = self.certificate
+        return f"listen 127.0.0.1:{port} ssl; ssl_certificate {chain}; ssl_certificate_key {key};"
+
     def _store(self, port: int, folder: str) -> str:
         return f"""server {{
-            listen 127.0.0.1:{port}; root {self.folder}/{folder};
+            {self._listen(port)} root {self.folder}/{folder};
             dav_methods PUT DELETE; create_full_put_path on; client_body_in_file_only on;
         }}"""
 
@@ -342,14 +437,20 @@ class Nginx(LiveServer):
         temporary = " ".join(
             f"{kind}_temp_path {own}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
+        line = log_format(
+            *("$request_method", "$request_uri", "$status"),
+            lambda name: f"$http_{name.replace('-', '_')}",
+            ',"size":$request_length,"client_port":$remote_port',
+        )
         configuration = self.write(
             f"{name}.conf",
             f"""daemon off; worker_processes 1; pid {own}/pid; error_log stderr; {"user root;" if os.geteuid() == 0 else ""}
             events {{ worker_connections 256; }}
             http {{
-                log_format live escape=json '{{"method":"$request_method","path":"$request_uri","status":$status,'
-                    '"size":$request_length,"client_port":$remote_port}}';
+                log_format live escape=json '{line}';
                 access_log {own}/requests.jsonl live; client_max_body_size 0; {temporary}
+                # One reset after a redirect is an idle connection to nginx, and counted by the kernel only when it has ended.
+                keepalive_timeout 1s;
                 {blocks}
             }}""",
         )
@@ -362,8 +463,7 @@ class Nginx(LiveServer):
 
     def requests(self) -> list[Logged]:
         """Return what the redirector and the store have logged so far, oldest first."""
-        log = self.folder / "nginx" / "requests.jsonl"
-        return [Logged(**json.loads(line)) for line in log.read_text().splitlines()]
+        return read_log(self.folder / "nginx/requests.jsonl")
 
 
 class Xrootd(LiveServer):
@@ -375,14 +475,16 @@ class Xrootd(LiveServer):
 
     programs: ClassVar = {"xrootd": "xrootd-server", "cmsd": "xrootd-server"}
 
-    def __init__(self, lookup_s: int = 1, full_at: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, lookup_s: int = 1, full_at: int | None = None, *, tls: bool = False) -> None:
+        super().__init__(tls=tls)
         self.lookup_s = lookup_s
         self.full_at = full_at
 
     def start(self) -> None:
         manager, store, cms = (self.ports.take() for _ in range(3))
-        self.manager, self.store = f"http://127.0.0.1:{manager}/data", f"http://127.0.0.1:{store}/data"
+        self.manager, self.store = (f"{self.scheme}://127.0.0.1:{port}/data" for port in (manager, store))
+        if self.tls:
+            self.certificate = self.make_certificate(owner="xrootd")
         self.data = self.make_folder("files/data", owner="xrootd")
         if os.geteuid() == 0:
             shutil.chown(self.data.parent, "xrootd", "xrootd")
@@ -414,6 +516,10 @@ class Xrootd(LiveServer):
 
     def _configure(self, role: str, port: int, cms_port: int, more: str) -> Path:
         own = self.make_folder(role, owner="xrootd")
+        tls = ""
+        if self.tls:
+            chain, key, _both = self.certificate
+            tls = f"xrd.tls {chain} {key}\nxrd.tlsca certfile {self.ca_file}\nhttp.desthttps yes"
         return self.write(
             f"{role}.cf",
             f"""all.role {role}
@@ -428,6 +534,8 @@ class Xrootd(LiveServer):
                 xrd.port {port}
                 xrd.protocol XrdHttp:{port} libXrdHttp.so
                 http.selfhttps2http no
+                http.trace debug
+                {tls}
             fi
             """,
         )
@@ -438,11 +546,36 @@ class Xrootd(LiveServer):
         if os.geteuid() == 0:
             shutil.chown(self.stored(name), "xrootd", "xrootd")
         url = f"{self.manager}/{name}"
-        self.wait_until(lambda: status_of("GET", url) in (302, 307), f"the manager redirects to {name}")
+        self.wait_until(
+            lambda: status_of("GET", url, ca_file=self.ca_file) in (302, 307), f"the manager redirects to {name}"
+        )
 
     def stored(self, name: str) -> Path:
         """Return where the data server keeps an object."""
         return self.data / name
+
+    def requests(self) -> list[Logged]:
+        """Return what manager and data server were asked so far, each oldest first; their traces tell no status."""
+        return [each for role in ("manager", "server") for each in read_trace(self.folder / f"{role}-xrootd.log")]
+
+
+TRACED_LINE = re.compile(r"http_Protocol:  (?:rc:\d+ got hdr line|Parsing first line): (?P<line>.+)$", re.MULTILINE)
+
+
+def read_trace(path: Path) -> list[Logged]:
+    """The requests in an XRootD daemon's trace of the header lines that it read."""
+    found: list[Logged] = []
+    for match in TRACED_LINE.finditer(path.read_text(errors="replace")):
+        line = match["line"].strip()
+        if line.endswith(" HTTP/1.1"):
+            if "Parsing" in match[0]:
+                method, target, _version = line.split(" ")
+                found.append(Logged(method, target, 0, {}))
+        elif found:
+            name, _, value = line.partition(": ")
+            if name.lower() in LOGGED_FIELDS:
+                found[-1] = found[-1]._replace(fields={**found[-1].fields, name.lower(): value})
+    return found
 
 
 class Apache(LiveServer):
@@ -457,8 +590,12 @@ class Apache(LiveServer):
 
     def start(self) -> None:
         redirector, store, full = (self.ports.take() for _ in range(3))
-        self.redirector, self.store, self.full = (f"http://127.0.0.1:{port}" for port in (redirector, store, full))
+        self.redirector, self.store, self.full = (
+            f"{self.scheme}://127.0.0.1:{port}" for port in (redirector, store, full)
+        )
         self.data = self.make_folder("data", owner="www-data")
+        if self.tls:
+            self.certificate = self.make_certificate()
         self.make_folder("full", owner="www-data")
         self.make_folder("limited/413", owner="www-data")
         redirects = "\n".join(f'RedirectMatch {s} "^/{s}(/.*)$" "{self.store}$1"' for s in REDIRECT_STATUSES)
@@ -513,8 +650,14 @@ class Apache(LiveServer):
             "dav",
             "dav_fs",
         )
+        tls = ""
+        if self.tls:
+            chain, key, _both = self.certificate
+            modules += ("socache_shmcb", "ssl")
+            tls = f'SSLEngine on\nSSLCertificateFile "{chain}"\nSSLCertificateKeyFile "{key}"'
         loads = "\n".join(f"LoadModule {m}_module /usr/lib/apache2/modules/mod_{m}.so" for m in modules)
         listens = "\n".join(f"Listen 127.0.0.1:{port}" for port in ports)
+        line = log_format("%m", "%U", "%>s", lambda name: f"%{{{name}}}i").replace('"', '\\"')
         configuration = self.write(
             f"{name}.conf",
             f"""ServerRoot "{own}"
@@ -527,6 +670,9 @@ class Apache(LiveServer):
             {"Group www-data" if os.geteuid() == 0 else ""}
             StartServers 1
             DavLockDB "{own}/locks"
+            LogFormat "{line}" live
+            CustomLog "{own}/requests.jsonl" live
+            {tls}
             {listens}
             {blocks}
             """,
@@ -536,6 +682,10 @@ class Apache(LiveServer):
     def stored(self, name: str) -> Path:
         """Return where the store keeps an object."""
         return self.data / name
+
+    def requests(self) -> list[Logged]:
+        """Return what the redirector and the store have logged so far, oldest first."""
+        return read_log(self.folder / "apache/requests.jsonl")
 
 
 class Lighttpd(LiveServer):
@@ -555,7 +705,7 @@ class Lighttpd(LiveServer):
             }}'''
             for s in REDIRECT_STATUSES
         )
-        self._spawn_lighttpd(
+        self.front = self._spawn_lighttpd(
             "lighttpd",
             store,
             "data",
@@ -570,11 +720,16 @@ class Lighttpd(LiveServer):
         for port in (redirector, store, full):
             self.wait_for_port(port)
 
-    def _spawn_lighttpd(self, name: str, port: int, folder: str, blocks: str, *, file_limit: int | None = None) -> None:
+    def _spawn_lighttpd(
+        self, name: str, port: int, folder: str, blocks: str, *, file_limit: int | None = None
+    ) -> subprocess.Popen[bytes]:
         uploads = self.make_folder(name)
+        line = log_format("%m", "%U", "%s", lambda name: f"%{{{name}}}i").replace('"', '\\"')
         configuration = self.write(
             f"{name}.conf",
-            f'''server.modules = ("mod_access", "mod_redirect", "mod_webdav")
+            f'''server.modules = ("mod_access", "mod_redirect", "mod_webdav", "mod_accesslog")
+            accesslog.filename = "{self.folder}/{name}.jsonl"
+            accesslog.format = "{line}"
             server.bind = "127.0.0.1"
             server.port = {port}
             server.document-root = "{self.folder}/{folder}"
@@ -583,54 +738,78 @@ class Lighttpd(LiveServer):
             {blocks}
             ''',
         )
-        self.spawn(name, ["lighttpd", "-D", "-f", configuration], file_limit=file_limit)
+        return self.spawn(name, ["lighttpd", "-D", "-f", configuration], file_limit=file_limit)
 
     def stored(self, name: str) -> Path:
         """Return where the store keeps an object."""
         return self.data / name
+
+    def requests(self) -> list[Logged]:
+        """Return what the redirector and the store have logged so far, oldest first."""
+        # Without being told to open its log anew it would write down what it knows every 4 s.
+        self.front.send_signal(signal.SIGHUP)
+        return read_log(self.folder / "lighttpd.jsonl")
 
 
 class Haproxy(LiveServer):
     """HAProxy in front of a store.
 
     ``live`` passes to `backend` (host:port of a running store), ``dead`` to a port where nothing listens: 503 after three
-    tries a second apart. ``redirector`` redirects as Nginx does here, to ``live``.
+    tries a second apart. ``redirector`` redirects as Nginx does here, to ``live``. ``silent`` passes to the backend and keeps
+    the question from it, so that no 100 ever comes.
     """
 
     programs: ClassVar = {"haproxy": "haproxy"}
 
-    def __init__(self, backend: str) -> None:
-        super().__init__()
+    def __init__(self, backend: str, *, tls: bool = False) -> None:
+        super().__init__(tls=tls)
         self.backend = backend
 
     def start(self) -> None:
-        redirector, live, dead, nowhere = (self.ports.take() for _ in range(4))
-        self.redirector, self.live, self.dead = (f"http://127.0.0.1:{port}" for port in (redirector, live, dead))
+        redirector, live, dead, silent, nowhere = (self.ports.take() for _ in range(5))
+        self.redirector, self.live, self.dead, self.silent = (
+            f"{self.scheme}://127.0.0.1:{port}" for port in (redirector, live, dead, silent)
+        )
         redirects = "\n    ".join(
             f"http-request redirect location {self.live}%[path,regsub(^/{s},)] code {s} if {{ path_beg /{s}/ }}"
             for s in REDIRECT_STATUSES
         )
+        tls = f" ssl crt {self.make_certificate()[2]}" if self.tls else ""
+        log_fields = "\n    ".join(
+            f"http-request set-var(txn.{name.replace('-', '_')}) req.fhdr({name})" for name in LOGGED_FIELDS
+        )
+        log_fields += "\n    http-request set-var(txn.path) path"
+        line = log_format(
+            *("%HM", "%[var(txn.path)]", "%ST"),
+            lambda name: f"%[var(txn.{name.replace('-', '_')}),json(utf8s)]",
+        )
         configuration = self.write(
             "haproxy.cfg",
             f"""global
-    log stdout format raw local0
+    log stdout len 4096 format raw local0
 defaults
     mode http
     log global
-    option httplog
+    log-format '{line}'
     timeout connect 5s
     timeout client 60s
     timeout server 60s
 frontend redirector
-    bind 127.0.0.1:{redirector}
+    bind 127.0.0.1:{redirector}{tls}
+    {log_fields}
     {redirects}
     http-request deny deny_status 403 if {{ path_beg /403/ }}
 frontend live
-    bind 127.0.0.1:{live}
+    bind 127.0.0.1:{live}{tls}
+    {log_fields}
     default_backend store
 frontend dead
-    bind 127.0.0.1:{dead}
+    bind 127.0.0.1:{dead}{tls}
     default_backend nowhere
+frontend silent
+    bind 127.0.0.1:{silent}{tls}
+    http-request del-header Expect
+    default_backend store
 backend store
     server store {self.backend}
 backend nowhere
@@ -638,8 +817,12 @@ backend nowhere
 """,
         )
         self.spawn("haproxy", ["haproxy", "-db", "-f", configuration])
-        for port in (redirector, live, dead):
+        for port in (redirector, live, dead, silent):
             self.wait_for_port(port)
+
+    def requests(self) -> list[Logged]:
+        """Return what the redirector and ``live`` have logged so far, oldest first."""
+        return read_log(self.folder / "haproxy.log")
 
 
 class Ceph(LiveServer):
@@ -679,8 +862,13 @@ class Ceph(LiveServer):
         # Started after that, b has user and bucket from its first full sync; what comes later takes it up to 20 s.
         self._spawn_gateway("b", self.region_b, b)
         self.wait_until(lambda: self._make_bucket(self.b, self.bucket_b, self.region_b), "zonegroup b makes a bucket")
-        self.wait_until(lambda: self._redirects(self.b, self.bucket_a, self.region_b), "zonegroup b redirects to a")
-        self.wait_until(lambda: self._redirects(self.a, self.bucket_b, self.region_a), "zonegroup a redirects to b")
+        self.wait_until(lambda: self.redirects(self.b, self.bucket_a, self.region_b), "zonegroup b redirects to a")
+        self.wait_until(lambda: self.redirects(self.a, self.bucket_b, self.region_a), "zonegroup a redirects to b")
+
+    def configure_gateway(self, name: str, option: str, value: str) -> None:
+        """Change an option of the running gateway ``a`` or ``b``."""
+        socket_path = self.folder / f"client.rgw-{name}.asok"
+        self.run("ceph", "-c", self.configuration, "--admin-daemon", socket_path, "config", "set", option, value)
 
     def _spawn_gateway(self, name: str, zone: str, port: int) -> None:
         self.spawn(
@@ -710,7 +898,8 @@ class Ceph(LiveServer):
             return False
         return True
 
-    def _redirects(self, url: str, bucket: str, zone: str) -> bool:
+    def redirects(self, url: str, bucket: str, zone: str) -> bool:
+        """Say whether the gateway at `url` knows that this bucket is the other one's."""
         signed = self.client(url, zone).generate_presigned_url("head_object", {"Bucket": bucket, "Key": "ready"})
         return status_of("HEAD", signed) == 301
 
@@ -769,6 +958,8 @@ class Ceph(LiveServer):
             rgw dns name =
             rgw max put size = {self.max_put}
             rgw enable usage log = false
+            # Customers' keys over plain HTTP: loopback, and keys that protect nothing.
+            rgw crypt require ssl = false
             """
 
     def _start_storage(self, monitor_port: int) -> None:

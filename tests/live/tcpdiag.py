@@ -11,11 +11,13 @@ import socket
 import struct
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import NamedTuple
 
 # linux/sock_diag.h, linux/inet_diag.h
 NETLINK_SOCK_DIAG = 4
 SKNLGRP_INET_TCP_DESTROY = 1
+SKNLGRP_INET6_TCP_DESTROY = 3  # also for IPv4 connections to a listener which takes both
 INET_DIAG_INFO = 2
 NLMSG_HEADER = struct.Struct("=IHHII")
 DIAG_HEADER = struct.Struct("=BBBB")  # family, state, timer, retransmits; then the socket's identity
@@ -39,7 +41,7 @@ class DestroyedSockets:
 
     def __init__(self) -> None:
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
-        self._netlink.bind((0, 1 << (SKNLGRP_INET_TCP_DESTROY - 1)))
+        self._netlink.bind((0, 1 << (SKNLGRP_INET_TCP_DESTROY - 1) | 1 << (SKNLGRP_INET6_TCP_DESTROY - 1)))
         # Everybody's sockets pass here. What root is allowed holds some thousand, what others are some hundred; when it is
         # too little the next read fails (ENOBUFS), so nothing is lost in silence.
         with contextlib.suppress(PermissionError):
@@ -64,6 +66,22 @@ class DestroyedSockets:
             assert time.monotonic() < deadline, f"still there: {set(peer_ports) - ended.keys()}"
             time.sleep(0.01)
 
+    def all_of(self, local_port: int, count: int, timeout_s: float = 10) -> list[int]:
+        """Return ``bytes_received`` of every connection to this port since the beginning, once none is left.
+
+        AssertionError when one stays, or when there were not `count` of them.
+        """
+        wait_for_none(local_port, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            # The kernel tells by a worker of its own, some time after the socket has left its tables.
+            self._collect()
+            ended = [each.bytes_received for each in self._seen if each.local_port == local_port]
+            if len(ended) >= count or time.monotonic() > deadline:
+                assert len(ended) == count, f"{len(ended)} connections instead of {count}: {ended}"
+                return ended
+            time.sleep(0.01)
+
     def _collect(self) -> None:
         while True:
             try:
@@ -71,6 +89,23 @@ class DestroyedSockets:
             except BlockingIOError:
                 return
             self._seen += parse(datagram)
+
+
+# include/net/tcp_states.h: all but SYN_SENT (ours), TIME_WAIT, CLOSE and LISTEN.
+OPEN_STATES = {"01", "03", "04", "05", "08", "09", "0B", "0C"}
+
+
+def wait_for_none(local_port: int, timeout_s: float = 10) -> None:
+    """Return when this network namespace has no connection to the port (one in TIME_WAIT is over). AssertionError if not."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        tables = [path.read_text() for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists()]
+        rows = (line.split() for table in tables for line in table.splitlines()[1:])
+        left = [row for row in rows if row[1].endswith(f":{local_port:04X}") and row[3] in OPEN_STATES]
+        if not left:
+            return
+        assert time.monotonic() < deadline, f"connections to port {local_port} are still there: {left}"
+        time.sleep(0.01)
 
 
 def parse(datagram: bytes) -> list[Destroyed]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from . import servers, tcpdiag
+from . import matrix, servers, tcpdiag
 from .relay import Relay, reset
 from .servers import LiveServer, Nginx, ProgramMissing, StartFailed
 
@@ -36,8 +37,9 @@ def exists(pid: int) -> bool:
     return True
 
 
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
+    """Return when it is so; a busy machine may take its time."""
+    deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -110,9 +112,13 @@ def test_servers_end_when_the_test_run_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as test_run:
         assert test_run.stdout is not None
         pid, folder = test_run.stdout.readline().split()
-        assert exists(int(pid))
+        # Not the number: an orphan keeps it until somebody reaps it, and another process may have it next.
+        sleeper = os.pidfd_open(int(pid))
         test_run.send_signal(signal.SIGKILL)
-    until(lambda: not exists(int(pid)))
+    try:
+        assert select.select([sleeper], [], [], 60)[0], "it has not ended"
+    finally:
+        os.close(sleeper)
     shutil.rmtree(folder)
 
 
@@ -189,6 +195,81 @@ def test_the_kernel_counts_what_a_server_received_even_unread(
             peer_port = client.getsockname()[1]
             until(lambda: len(server.recv(200_000, socket.MSG_PEEK)) == 123_455)
     assert kernel_counts.wait(port, [peer_port]) == {peer_port: 123_456}
+
+
+def test_the_kernel_counts_every_connection_to_a_port(
+    kernel_counts: tcpdiag.DestroyedSockets, sink: socket.socket
+) -> None:
+    port = sink.getsockname()[1]
+    for size in (1000, 2000):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server, _ = sink.accept()
+            with server:
+                client.sendall(b"x" * size)
+                until(lambda server=server, size=size: len(server.recv(9999, socket.MSG_PEEK)) == size)  # type: ignore[misc]
+                with pytest.raises(AssertionError, match="still there"):
+                    tcpdiag.wait_for_none(port, 0.05)
+    assert sorted(kernel_counts.all_of(port, 2)) == [1000, 2000]
+    with pytest.raises(AssertionError, match="2 connections instead of 3"):
+        kernel_counts.all_of(port, 3, 0.1)
+
+
+def test_a_stopped_server_does_nothing_until_it_goes_on() -> None:
+    class Counter(Sleeper):
+        script = f"exec {sys.executable} -c 'import time\nwhile True: print(flush=True); time.sleep(0.01)'"
+
+    with Counter() as server:
+        log = server.folder / "sleeper.log"
+        until(lambda: log.stat().st_size > 0)
+        with server.stopped():
+            before = log.stat().st_size
+            time.sleep(0.1)
+            assert log.stat().st_size == before
+        until(lambda: log.stat().st_size > before)
+
+
+# --- the table of docs/servers.md -----------------------------------------------------------------------------------
+
+
+def small_matrix(*cells: str) -> str:
+    case = matrix.Case("once", "Once", "What is seen.", ("got", "took"))
+    table = matrix.Matrix([case], ["one", "two"], versions={"one": "1.2"})
+    table.enter("once", "one", *cells)
+    assert table.missing == [("once", "two")]
+    table.enter("once", "two", "– it cannot")
+    assert not table.missing
+    return table.render("today")
+
+
+def test_a_table_with_other_verdicts_differs_and_one_with_other_numbers_does_not() -> None:
+    committed = small_matrix(f"0 {matrix.about(812)}", f"part {matrix.about(1.5)}")
+    same = small_matrix(f"0 {matrix.about(3_000_000)}", f"part {matrix.about('a while')}").replace("1.2", "1.3")
+    assert committed != same
+    assert matrix.differences(committed, same) == ""
+    other = matrix.differences(committed, small_matrix("all", f"part {matrix.about(1.5)}"))
+    assert "-| one | 0 | part |" in other
+    assert "+| one | all | part |" in other
+
+
+def test_a_table_is_put_between_the_marks_of_its_page_and_read_from_there() -> None:
+    page = f"# Servers\n\nby hand\n\n{matrix.BEGIN}\n{matrix.END}\n\nmore\n"
+    for cells in (("0", "all"), ("all", "0")):
+        page = matrix.put_into(page, small_matrix(*cells))
+        assert matrix.measured_part(page) == small_matrix(*cells)
+        assert page.startswith("# Servers\n\nby hand\n\n")
+        assert page.endswith("\n\nmore\n")
+    with pytest.raises(ValueError, match="has not both"):
+        matrix.put_into("# Servers\n", small_matrix("0", "all"))
+
+
+def test_the_committed_page_has_a_table_of_every_case() -> None:
+    from . import test_matrix
+
+    measured = matrix.measured_part(matrix.PAGE.read_text())
+    for case in test_matrix.CASES:
+        assert f"### {case.title}\n\n{case.text}\n" in measured, matrix.REMEDY
+    for row in test_matrix.ROWS:
+        assert measured.count(f"| {row} |") == len(test_matrix.CASES), matrix.REMEDY
 
 
 @pytest.mark.live

@@ -63,15 +63,6 @@ def test_a_403_in_mid_body_reaches_the_caller_although_the_server_resets(
     assert refused.value.body_bytes_sent < big_sample.size
 
 
-def test_a_503_after_silence_stops_the_body_that_an_unknown_host_was_sent(haproxy: Haproxy, big_sample: Sample) -> None:
-    with pytest.raises(engine.ResponseError) as refused:
-        engine.put(big_sample.path, f"{haproxy.dead}/dead", retry=ONCE)
-    [hop] = refused.value.hops
-    assert hop.status == 503
-    assert 1 <= hop.continue_wait_s < 2.9
-    assert 0 < hop.body_bytes_sent < big_sample.size
-
-
 def test_a_503_after_silence_from_a_host_known_to_answer_costs_no_body_byte(
     haproxy: Haproxy, big_sample: Sample, relay: Callable[[str], Relay]
 ) -> None:
