@@ -40,6 +40,9 @@ LAYERS = [
     "config",
     "sinks",
     "request",
+    "multipart",
+    "resume",
+    "upload",
     "client",
     "sandbox",
     "cli",
@@ -56,6 +59,7 @@ FUNCTION_LINES_MAX = 70
 # Tested by the test of another module, which is named here.
 TESTED_ELSEWHERE = {
     "hashing": "test_client.py",
+    "resume": "test_upload.py",
     "sinks": "test_client.py",
     "__main__": "test_cli.py",
     "arguments": "test_cli.py",
