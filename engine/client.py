@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from engine import checksums, events, hashing, limits, multipart, s3, signing
+from engine import parts as calls
 from engine import upload as uploads
 from engine._fastparse import Response as Answer
 from engine.body import Body, IteratorBody, MemoryBody, Source, open_body
@@ -323,7 +324,7 @@ class Client:
         if misplaced:
             raise UsageError(f"create_upload: {misplaced[0]} belongs to upload_part or complete_upload")
         site, algorithm = self._site(destination, options), options.get("checksum", "auto")
-        return uploads.created(site, await uploads.create_run(site, algorithm).run(), destination, algorithm)
+        return calls.created(site, await calls.create_run(site, algorithm).run(), destination, algorithm)
 
     async def upload_part(
         self,
@@ -349,7 +350,7 @@ class Client:
                 raise UsageError(
                     "upload_part: the length of a part is told first; give size=, or gather it into a buffer"
                 )
-            part, _outcome = await uploads.send_part(site, upload, number, body)
+            part, _outcome = await calls.send_part(site, upload, number, body)
             return part
         finally:
             await _close(body)
@@ -357,7 +358,7 @@ class Client:
     async def list_parts(self, upload: UploadId, **options: Unpack[CallOptions]) -> list[Part]:
         """The parts that are stored, by number."""
         _check_options(options, CallOptions)
-        return await uploads.list_parts(self._site_of(upload, options), upload)
+        return await calls.list_parts(self._site_of(upload, options), upload)
 
     async def complete_upload(
         self,
@@ -374,14 +375,14 @@ class Client:
         began, ordered = monotonic(), multipart.in_order(parts)
         conditions = {**options, "if_none_match": if_none_match, "if_match": if_match}
         site = self._site_of(upload, cast("CallOptions", conditions))
-        finished = await uploads.complete(site, upload, ordered)
+        finished = await calls.complete(site, upload, ordered)
         sent = sum(part.body_bytes_sent for part in ordered)
-        return uploads.result_of(site, ordered, finished, uploads.Account(began, body_bytes_sent=sent))
+        return calls.result_of(site, ordered, finished, calls.Account(began, body_bytes_sent=sent))
 
     async def abort_upload(self, upload: UploadId, **options: Unpack[CallOptions]) -> None:
         """Remove the parts. An upload that is gone already is no error. Call it when no part is under way any more."""
         _check_options(options, CallOptions)
-        await uploads.abort(self._site_of(upload, options), upload)
+        await calls.abort(self._site_of(upload, options), upload)
 
     # --- how -------------------------------------------------------------------------------------------------------
 
@@ -444,7 +445,7 @@ class Client:
         finally:
             await _close(body)
 
-    def _site(self, destination: str, options: PutOptions | CallOptions) -> uploads.Site:
+    def _site(self, destination: str, options: PutOptions | CallOptions) -> calls.Site:
         place = self._place(destination, options)
         if place.provider is None or place.url.query is not None:
             raise UsageError(
@@ -458,7 +459,7 @@ class Client:
             asked = dataclasses.replace(place, url=dataclasses.replace(place.url, query=query))
             return self._job(method, asked, options, fields=fields, body=body, payload_hash=payload_hash)
 
-        return uploads.Site(
+        return calls.Site(
             shared=self._shared,
             config=self._config_of(options),
             shown=place.shown,
@@ -470,7 +471,7 @@ class Client:
             can_compute_auto=self._can_compute_auto,
         )
 
-    def _site_of(self, upload: UploadId, options: CallOptions) -> uploads.Site:
+    def _site_of(self, upload: UploadId, options: CallOptions) -> calls.Site:
         if not isinstance(upload, UploadId):
             raise UsageError("upload: the UploadId that create_upload returned")
         site = self._site(upload.destination, options)

@@ -42,6 +42,7 @@ LAYERS = [
     "request",
     "multipart",
     "resume",
+    "parts",
     "upload",
     "client",
     "sandbox",
@@ -59,6 +60,7 @@ FUNCTION_LINES_MAX = 70
 # Tested by the test of another module, which is named here.
 TESTED_ELSEWHERE = {
     "hashing": "test_client.py",
+    "parts": "test_upload.py",
     "resume": "test_upload.py",
     "sinks": "test_client.py",
     "__main__": "test_cli.py",
