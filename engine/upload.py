@@ -125,11 +125,7 @@ class _Ranges:
         if found is None:
             return None
         body = self._body.part(found.start, found.size)
-        return Piece(found.number, body, body.close if isinstance(body, MemoryBody) else _nothing)
-
-
-def _nothing() -> None:
-    pass
+        return Piece(found.number, body, body.close)
 
 
 class Gathered:
