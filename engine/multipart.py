@@ -267,8 +267,7 @@ class Completed(NamedTuple):
 
 def parse_created(body: bytes, what: str) -> str:
     """The upload id. Raises ProtocolError when there is none."""
-    leaves = dict(_leaves(body))
-    upload_id = leaves.get("InitiateMultipartUploadResult/UploadId", "")
+    upload_id = _facts(_leaves(body)).get("UploadId", "")
     if not upload_id:
         raise ProtocolError(f"{what}: the answer names no upload", kind="no-upload-id", excerpt=_excerpt(body))
     return upload_id
@@ -276,16 +275,11 @@ def parse_created(body: bytes, what: str) -> str:
 
 def parse_completed(body: bytes) -> Completed | None:
     """None when the document is not that of a success: empty, cut, or an error (see `check_completed`)."""
-    leaves = dict(_leaves(body))
-    start = "CompleteMultipartUploadResult/"
-    if not any(path.startswith(start) for path in leaves):
+    facts = _facts(_leaves(body))
+    if not facts.get("ETag"):
         return None
-    found = {
-        name: leaves[f"{start}Checksum{name.upper()}"]
-        for name in checksums.ALGORITHMS
-        if leaves.get(f"{start}Checksum{name.upper()}")
-    }
-    return Completed(leaves.get(f"{start}ETag", ""), found, leaves.get(f"{start}ChecksumType", "").upper())
+    found = {name: value for name in checksums.ALGORITHMS if (value := facts.get(f"Checksum{name.upper()}"))}
+    return Completed(facts["ETag"], found, facts.get("ChecksumType", "").upper())
 
 
 # S3 has sent its 200 before it knows; what an error in its place would have had as a status.
@@ -335,9 +329,7 @@ def parse_parts(body: bytes, what: str) -> Page:
     top: dict[str, str] = {}
     facts: dict[str, str] = {}
     for path, text in _leaves(body, limits.PARTS_PAGE_MAX_BYTES):
-        root, _slash, name = path.partition("/")
-        if root != "ListPartsResult":
-            break
+        name = path.partition("/")[2]
         if not name.startswith("Part/"):
             top[name] = text
             continue
@@ -348,7 +340,7 @@ def parse_parts(body: bytes, what: str) -> Page:
         facts[name] = text
     if facts:
         parts.append(_part(facts, what))
-    if "UploadId" not in top and "IsTruncated" not in top and not parts:
+    if "UploadId" not in top and not parts:
         raise ProtocolError(f"{what}: the answer is no list of parts", kind="no-parts", excerpt=_excerpt(body))
     marker = top.get("NextPartNumberMarker", "") if top.get("IsTruncated", "").lower() == "true" else ""
     if marker and (not parts or not marker.isdecimal()):
@@ -374,6 +366,11 @@ def _leaves(body: bytes, max_bytes: int = limits.XML_MAX_BYTES) -> list[tuple[st
         return s3.xml_leaves(body, max_bytes=max_bytes)
     except s3.XmlError:
         return []
+
+
+def _facts(leaves: list[tuple[str, str]]) -> dict[str, str]:
+    """What stands directly below the root, whose own name differs between stores (and is "Error" for an error)."""
+    return {path.partition("/")[2]: text for path, text in leaves if not path.startswith("Error/")}
 
 
 def _excerpt(body: bytes) -> str:

@@ -195,12 +195,14 @@ async def complete(site: Site, upload: UploadId, parts: list[Part]) -> Finished:
             )
 
         job.check_answer = check
+        again: list[EngineError] = []
+        job.on_retry = again.append
         try:
             outcome = await Run(site.shared, job).run()
             stored = multipart.parse_completed(outcome.reply.body)
             error: EngineError = ProtocolError(f"{job.what}: the answer names no object", kind="no-object")
         except NotFound as lost:
-            if not multipart.is_upload_gone(lost) or lost.attempts < 2:
+            if not multipart.is_upload_gone(lost) or not again:
                 raise
             stored, error = None, lost
         if stored is None:

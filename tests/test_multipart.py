@@ -313,7 +313,7 @@ def test_a_list_of_parts_is_read_in_any_order_of_elements() -> None:
         b"<Error><Code>x</Code></Error>",
         page("<Part><PartNumber>x</PartNumber><Size>1</Size></Part>"),
         page("<Part><PartNumber>1</PartNumber></Part>"),
-        page("", "<IsTruncated>true</IsTruncated><NextPartNumberMarker>1</NextPartNumberMarker>"),
+        page("", "<UploadId/><IsTruncated>true</IsTruncated><NextPartNumberMarker>1</NextPartNumberMarker>"),
         page(
             "<Part><PartNumber>1</PartNumber><Size>1</Size></Part>",
             "<IsTruncated>true</IsTruncated><NextPartNumberMarker>&amp;a=</NextPartNumberMarker>",

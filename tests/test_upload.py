@@ -80,7 +80,11 @@ def boto_client(url: str, credentials: engine.Credentials, region: str) -> Any:
         region_name=region,
         aws_access_key_id=credentials.access_key,
         aws_secret_access_key=credentials.secret_key,
-        config=botocore.config.Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
+        config=botocore.config.Config(
+            s3={"addressing_style": "path"},
+            retries={"total_max_attempts": 1},
+            response_checksum_validation="when_required",  # moto's checksums of multipart objects are not S3's
+        ),
     )
 
 
@@ -513,7 +517,9 @@ def test_trouble_on_the_way_makes_the_next_part_ask_again(store: Store, run: Run
     assert asked[-1] == "PUT 4"
     assert "PUT 2" not in asked
     assert "PUT 5" not in asked
-    assert (result.attempts, result.redirects) == ((1, 1) if trouble.startswith("3") else (2, 0))
+    # A connection that was used before and is closed says nothing: that attempt does not count.
+    expected = {"503 Slow Down": (2, 0), "307 Temporary Redirect": (1, 1), "refuse": (1, 0)}
+    assert (result.attempts, result.redirects) == expected[trouble]
 
 
 def test_a_part_that_fails_ends_the_others_and_aborts(store: Store, run: Run, file: Path) -> None:
@@ -691,7 +697,7 @@ def test_parts_that_come_behind_the_abort_are_removed_too(store: Store, run: Run
     async def main(url: str) -> None:
         async with store.client(endpoint_url=url) as client:
             with pytest.raises(engine.ResponseError):
-                await client.upload(file, "s3://store/again", part_size=PART)
+                await client.upload(file, "s3://store/again", part_size=PART, concurrency=1)
 
     with raw_server(*[meddler(store.sandbox.store_url, judge)] * 20) as url:
         run(main(url))
@@ -1217,7 +1223,7 @@ def test_an_interruption_keeps_the_parts_and_says_how_to_go_on(
             transfer = client.start_upload(
                 file, "s3://store-slow-20ms/kept", part_size=PART, concurrency=1, resume=path
             )
-            while transfer.progress.sent < 2 * PART:  # noqa: ASYNC110
+            while transfer.progress.sent < 3 * PART:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             transfer.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -1268,7 +1274,7 @@ def test_memory_goes_on_by_its_bytes(store: Store, run: Run, tmp_path: Path) -> 
     async def main() -> None:
         async with store.client() as client:
             transfer = client.start_upload(DATA, "s3://store-slow-20ms/mem", part_size=PART, concurrency=1, resume=path)
-            while transfer.progress.sent < 2 * PART:  # noqa: ASYNC110
+            while transfer.progress.sent < 3 * PART:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             transfer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
