@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from engine.redirect import RedirectPolicy
-    from engine.results import Checksum, Hop, ObjectInfo, Progress, PutResult, Response, Timings
+    from engine.results import Checksum, Hop, ObjectInfo, Part, Progress, PutResult, Response, Timings, UploadId
     from engine.retry import Retry
     from engine.signing import Credentials
 
@@ -74,6 +74,7 @@ __all__ = [
     "Hop",
     "NotFound",
     "ObjectInfo",
+    "Part",
     "PreconditionFailed",
     "Progress",
     "ProtocolError",
@@ -95,6 +96,7 @@ __all__ = [
     "Transfer",
     "TransportError",
     "UploadFailed",
+    "UploadId",
     "UsageError",
     "put",
     "put_async",
@@ -140,10 +142,12 @@ _HOMES = {
         "Checksum",
         "Hop",
         "ObjectInfo",
+        "Part",
         "Progress",
         "PutResult",
         "Response",
         "Timings",
+        "UploadId",
     ),
     "retry": ("Retry",),
     "signing": ("Credentials",),

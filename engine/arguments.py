@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.client import Client
 
 PROGRAM: Final = "putengine"
-COMMANDS: Final = ("put", "head", "delete", "get", "doctor", "sandbox", "demo", "config", "bench")
+COMMANDS: Final = ("put", "upload", "head", "delete", "get", "doctor", "sandbox", "demo", "config", "bench")
 
 DESCRIPTION: Final = """\
 Puts multi-GB files into S3 and anything that speaks like it: asks first, follows
@@ -26,6 +26,7 @@ redirects with a fresh signature, and lets the body leave once.
 
 commands:
   put FILE|- URL      one PUT of one object; "-" is standard input
+  upload FILE|- URL   an object of any size, in parallel parts
   get URL [FILE|-]    fetch an object
   head URL            what the server says of an object
   delete URL          delete an object
@@ -41,6 +42,7 @@ WebHDFS and the like. "putengine COMMAND --help" has the options of a command.
 examples:
   putengine put big.bin s3://bucket/big.bin --endpoint-url http://s3.example:9000
   tar c folder | putengine put - http://dav.example/folder.tar
+  putengine upload huge.bin s3://bucket/huge.bin --resume huge.resume
   putengine get s3://bucket/big.bin --no-sign-request | sha256sum"""
 
 EPILOG: Final = """\
@@ -211,6 +213,21 @@ def _add_object(parser: argparse.ArgumentParser) -> None:
     _add_customer_key(group)
 
 
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("parts")
+    group.add_argument(
+        "--part-size", type=size, metavar="BYTES", help="default: 8 MiB, or what 10,000 parts of the file need"
+    )
+    group.add_argument(
+        "--concurrency", type=int, metavar="N", help="parts under way at once; default: as many as make it faster"
+    )
+    group.add_argument(
+        "--resume",
+        metavar="FILE",
+        help="remember the upload here while it is not finished; the same command then goes on with what is missing",
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line. `parse_args` raises UsageError; it leaves by SystemExit(0) after --help and --version."""
     from engine import __version__
@@ -247,6 +264,18 @@ def build_parser() -> argparse.ArgumentParser:
     put = command("put", "FILE|- URL", "Put one file as one object, by one PUT.", _add_object, _add_asking, *calls)
     put.add_argument("file", metavar="FILE", help="a file, or - for standard input")
     put.add_argument("url", metavar="URL", help="s3://bucket/key or http://…")
+    upload = command(
+        "upload",
+        "FILE|- URL",
+        "Store a file of any size: one PUT up to 16 MiB, parallel parts above. Interrupted, it removes what was sent, or "
+        "keeps it with --resume.",
+        _add_object,
+        _add_parts,
+        _add_asking,
+        *calls,
+    )
+    upload.add_argument("file", metavar="FILE", help="a file, or - for standard input")
+    upload.add_argument("url", metavar="URL", help="s3://bucket/key; http://… gets one PUT")
     for name, told in (("head", "Show what the server says of an object."), ("delete", "Delete an object.")):
         plain = command(name, "URL", told, *calls)
         plain.add_argument("url", metavar="URL")
@@ -348,6 +377,8 @@ _PUT_OPTIONS: Final = (
     "sse_kms_key_id",
 )
 
+_PART_OPTIONS: Final = ("part_size", "concurrency", "resume")
+
 
 def _given(args: argparse.Namespace, name: str) -> Any:
     return getattr(args, name, None)
@@ -444,6 +475,12 @@ def put_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
+def upload_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `upload`. Raises as `call_options`."""
+    parts = {name: _given(args, name) for name in _PART_OPTIONS if _given(args, name) is not None}
+    return put_options(args) | parts
+
+
 def _unique(option: str, pairs: Sequence[tuple[str, str]], fold: Callable[[str], str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in pairs:
@@ -457,7 +494,17 @@ def _unique(option: str, pairs: Sequence[tuple[str, str]], fold: Callable[[str],
 
 _NAMES: Final = "|".join(
     sorted(
-        (*_PUT_OPTIONS, "expect", "region", "sign", "checksum", "payload_signing", "addressing", "max_attempts"),
+        (
+            *_PUT_OPTIONS,
+            *_PART_OPTIONS,
+            "expect",
+            "region",
+            "sign",
+            "checksum",
+            "payload_signing",
+            "addressing",
+            "max_attempts",
+        ),
         key=len,
     )
 )

@@ -7,6 +7,7 @@ from the source to be sent (`bytes_read`), which is half of the proof that a ref
 from __future__ import annotations
 
 import asyncio
+import copy
 import errno
 import io
 import os
@@ -69,6 +70,10 @@ class Body:
 
     async def settle(self) -> None:
         """Stop what still reads the source, and wait for it, however often the caller is cancelled. Before `close`."""
+
+    def part(self, start: int, size: int) -> Body:
+        """A range of a replayable body as a body of its own, good until this one is closed. Not for iterators."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give back what the body holds. Idempotent."""
@@ -143,6 +148,17 @@ class FileBody(Body):
         if (there.st_dev, there.st_ino) != self._seen[:2]:
             raise SourceChanged(f"{self._name}: was replaced by another file while it was being sent; put it again")
 
+    def part(self, start: int, size: int) -> FileBody:
+        """Of the file as it was when it was opened: a change between two parts is noticed, too."""
+        piece = copy.copy(self)
+        piece.offset, piece.size, piece.bytes_read, piece._owned = self.offset + start, size, 0, False
+        return piece
+
+    @property
+    def path(self) -> str | None:
+        """As it was named, None for a file object."""
+        return self._path
+
     @property
     def _name(self) -> str:
         return "the file" if self._path is None else repr(self._path)
@@ -163,6 +179,11 @@ class MappedBody(FileBody):
     def __init__(self, view: memoryview, fd: int, offset: int) -> None:
         super().__init__(fd, offset, view.nbytes, owned=True, path=None)
         self._view = view
+
+    def part(self, start: int, size: int) -> FileBody:
+        piece = super().part(start, size)
+        piece._view = self._view[start : start + size]  # type: ignore[attr-defined]
+        return piece
 
     def check_unchanged(self) -> None:
         there = os.fstat(self.fd).st_size
@@ -197,6 +218,9 @@ class MemoryBody(Body):
 
     def small_view(self) -> memoryview | None:
         return self.view if self.size <= limits.COALESCE_MAX_BYTES else None
+
+    def part(self, start: int, size: int) -> MemoryBody:
+        return MemoryBody(self.view[start : start + size])
 
     def close(self) -> None:
         self.view.release()
@@ -251,6 +275,29 @@ class _FramedWire:
 
     async def listen_until(self, future: asyncio.Future[Any]) -> bool:
         return await self._wire.listen_until(future)
+
+
+class _Nobody:
+    """A wire for reading a source without sending it."""
+
+    wants_body = True
+    body_sent = 0
+
+    async def send_file(self, fd: int, offset: int, count: int) -> int:
+        raise NotImplementedError
+
+    async def send_pipe(self, fd: int, count: int) -> int:
+        raise NotImplementedError
+
+    async def send_memory(self, view: memoryview, *, payload: bool = True, more: bool = False) -> int:
+        raise NotImplementedError
+
+    async def listen_until(self, future: asyncio.Future[Any]) -> bool:
+        await asyncio.wait([future])
+        return True
+
+
+_NOBODY = _Nobody()
 
 
 class IteratorBody(Body):
@@ -346,6 +393,33 @@ class IteratorBody(Body):
         self.bytes_read = 0
         return True
 
+    async def read_into(self, view: memoryview) -> int:
+        """Fill `view` from the source, instead of sending it. Returns how many bytes there were: fewer only at the end.
+
+        Whoever cancels this calls `settle`. Raises UsageError when `size` was told and the source has fewer or more.
+        """
+        filled = 0
+        while filled < view.nbytes:
+            item = await self._next_item(_NOBODY)
+            if item is None:
+                break
+            count = min(item.nbytes, view.nbytes - filled)
+            view[filled : filled + count] = item[:count]
+            filled += count
+            if count < item.nbytes:
+                self._held = item[count:]
+                self.bytes_read -= item.nbytes - count
+        if self.size is not None:
+            await self._check_size(filled < view.nbytes or self.bytes_read >= self.size)
+        return filled
+
+    async def _check_size(self, ended: bool) -> None:
+        size = self.size or 0
+        if ended and self.bytes_read < size:
+            raise UsageError(f"size={size}, but the source ended after {self.bytes_read} bytes", stage="body")
+        if ended and (self.bytes_read > size or await self._next_item(_NOBODY) is not None):
+            raise UsageError(f"size={size}, but the source gives more", stage="body")
+
     async def prepare(self) -> None:
         # A body of 0 bytes is never asked for anything, so that a wrong size would store an empty object.
         while self.size == 0:
@@ -395,16 +469,33 @@ class PipeBody(IteratorBody):
     async def prepare(self) -> None:
         pass  # what is behind the size stays in the pipe for whoever reads it next
 
-    async def _pieces(self) -> AsyncIterator[bytes]:
+    async def read_into(self, view: memoryview) -> int:
+        filled = 0
+        limit = view.nbytes if self.size is None else min(view.nbytes, self.size - self.bytes_read)
+        while filled < limit:
+            await self._readable()
+            count = os.readv(self._fd, [view[filled:limit]])
+            if not count:
+                break
+            filled += count
+            self.bytes_read += count
+        if filled < limit and self.size is not None:
+            raise UsageError(f"size={self.size}, but the pipe ended after {self.bytes_read} bytes", stage="body")
+        return filled
+
+    async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
+        readable = loop.create_future()
+        loop.add_reader(self._fd, _resolve, readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(self._fd)
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
         left = self.size  # the end of the pipe is not waited for: who writes to it may go on with something else
         while left is None or left > 0:
-            readable = loop.create_future()
-            loop.add_reader(self._fd, _resolve, readable)
-            try:
-                await readable
-            finally:
-                loop.remove_reader(self._fd)
+            await self._readable()
             most = limits.FILE_OBJECT_CHUNK_BYTES
             piece = os.read(self._fd, most if left is None else min(most, left))
             if not piece:

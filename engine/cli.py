@@ -23,13 +23,14 @@ from engine.errors import (
     ResponseError,
     TimedOut,
     TransportError,
+    UploadFailed,
     UsageError,
 )
 from engine.interrupt import Interrupted, run, signals_raise
 
 if TYPE_CHECKING:
     from engine import events
-    from engine.client import Client
+    from engine.client import Client, Transfer
     from engine.display import Paint, ProgressMode, StatusLine, TransferProgress
     from engine.results import Hop, ObjectInfo, PutResult
 
@@ -110,6 +111,9 @@ def _fill_streams() -> None:
 
 
 def exit_code(error: EngineError | OSError) -> int:
+    cause = getattr(error, "cause", None) if isinstance(error, UploadFailed) else None
+    if isinstance(cause, (EngineError, OSError)):
+        return exit_code(cause)
     if isinstance(error, EngineError):
         return next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
     return EXIT_USAGE
@@ -306,7 +310,7 @@ def _became_of(screen: _Screen) -> str:
     return "the whole body was sent but not confirmed, the object may have been stored"
 
 
-def put_summary(result: PutResult, url: str, paint: Paint) -> list[str]:
+def put_summary(result: PutResult, url: str, paint: Paint, *, hops: bool = True) -> list[str]:
     """Lines about a put: what was stored, how fast, whether the server has the same bytes; and the hops, if there were more."""
     from engine.display import format_bytes, format_rate, format_seconds
     from engine.wire import printable, redact_url_text
@@ -324,7 +328,7 @@ def put_summary(result: PutResult, url: str, paint: Paint) -> list[str]:
         lines.append(f"  etag {result.etag}")
     if result.version_id:
         lines.append(f"  version {result.version_id}")
-    if len(result.hops) > 1:
+    if hops and len(result.hops) > 1:
         lines += ["", *(f"  {line}" for line in hops_table(result.hops))]
     return lines
 
@@ -356,6 +360,45 @@ def hops_table(hops: Sequence[Hop]) -> list[str]:
         for number, hop in enumerate(hops, 1)
     ]
     return table(rows, "><>>>><")
+
+
+# --- upload -----------------------------------------------------------------------------------------------------------
+
+
+def _upload(args: argparse.Namespace) -> int:
+    screen = _Screen(args)
+    options = arguments.upload_options(args)
+    source = _standard_input() if args.file == "-" else args.file
+    started: list[Transfer] = []
+
+    async def upload(client: Client) -> PutResult:
+        transfer = client.start_upload(source, args.url, **options, on_event=screen.on_event)
+        started.append(transfer)
+        return await _watched(transfer, lambda: screen.progress.tick(transfer.progress))
+
+    try:
+        result: PutResult = _call(args, screen, upload)
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.signum, _became_of_upload(started, args)) from None
+    eventful = result.redirects > 0 or result.attempts > 1
+    screen.report(result, put_summary(result, args.url, screen.paint, hops=eventful or len(result.hops) == 2))
+    return EXIT_OK
+
+
+def _became_of_upload(started: list[Transfer], args: argparse.Namespace) -> str:
+    """Of an interrupted one."""
+    from engine.display import format_bytes
+
+    if not started:
+        return "nothing was sent"
+    progress = started[0].progress
+    sent = f"after {format_bytes(progress.sent)}{f' of {format_bytes(progress.total)}' if progress.total else ''}"
+    return {
+        "aborted": f"{sent}; the upload was aborted, no part is left behind",
+        "kept": f"{sent}; what was stored is kept, the same command with --resume {args.resume} goes on",
+        "left behind": f"{sent}; the parts could NOT be removed from the store, see the warning",
+        "done": "the store was completing the object, it may be there",
+    }.get(progress.phase, f"{sent}; nothing was stored")
 
 
 # --- head, delete, get --------------------------------------------------------------------------------------------------
@@ -530,6 +573,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 _COMMANDS: Final = {
     "put": _put,
+    "upload": _upload,
     "head": _head,
     "delete": _delete,
     "get": _get,

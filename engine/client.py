@@ -9,21 +9,24 @@ import asyncio
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
-from engine import checksums, events, hashing, s3, signing, smallput
+from engine import checksums, events, hashing, limits, multipart, s3, signing, smallput
+from engine import parts as calls
+from engine import upload as uploads
 from engine._fastparse import Response as Answer
 from engine._smallput import Route, SmallPut
-from engine.body import Body, Source, open_body
+from engine.body import Body, IteratorBody, MemoryBody, Source, open_body
 from engine.config import Config
 from engine.credentials import CredentialsOption, Provider, resolve
 from engine.errors import UsageError
 from engine.proxy import ENVIRONMENT
 from engine.redirect import Intent
 from engine.request import Job, Outcome, Run, Shared, total_timed_out, within
-from engine.results import Checksum, ObjectInfo, Progress, PutResult, Response
+from engine.results import Checksum, ObjectInfo, Part, Progress, PutResult, Response, UploadId
+from engine.resume import ResumeFile
 from engine.retry import Retry
 from engine.sinks import Collector, OpenSink, Sink, open_sink
 from engine.turns import Turns
@@ -109,7 +112,7 @@ _OBJECT_OPTIONS = (
 
 
 class Transfer:
-    """A put under way: awaitable for its PutResult; `progress` may be read at any time and costs the transfer nothing."""
+    """A put or an upload under way: awaitable for its PutResult; `progress` may be read at any time and costs nothing."""
 
     def __init__(self, task: asyncio.Task[PutResult], state: _PutState) -> None:
         self._task = task
@@ -135,7 +138,7 @@ class Transfer:
 class _PutState:
     """`phase` and `began` are those of a put that has no Run yet."""
 
-    run: Run | None = None
+    run: Run | uploads.Upload | None = None
     phase: str = "connecting"  # waits in line
     began: float = dataclasses.field(default_factory=monotonic)
 
@@ -216,6 +219,52 @@ class Client:
             raise UsageError("start_put needs a running event loop; engine.put needs none") from None
         state = _PutState()
         return Transfer(asyncio.ensure_future(self._put(source, destination, options, state)), state)
+
+    async def upload(
+        self,
+        source: Source,
+        destination: str,
+        *,
+        part_size: int | None = None,
+        concurrency: int | None = None,
+        resume: str | os.PathLike[str] | None = None,
+        **options: Unpack[PutOptions],
+    ) -> PutResult:
+        """Store an object of any size: by one PUT up to 16 MiB (or up to `part_size`), in parallel parts above.
+
+        Args:
+          source: as `put` takes it. What cannot be read twice is gathered part by part, in bounded memory; no size is needed.
+          destination: "s3://bucket/key". A plain http(s) URL gets one PUT, whatever the size.
+          part_size: bytes of each part but the last; default 8 MiB, or what 10,000 parts need.
+          concurrency: parts under way at once; default adapts to what the path gives.
+          resume: the path of a file in which the upload is remembered while it is not finished. The same call made again goes
+            on with what is missing. Without it, whatever ends the upload early also removes the parts.
+          options: see `PutOptions`. `total_timeout_s` is that of the whole upload.
+
+        Raises what `put` raises, when the parts have been removed; UploadFailed when they could not be, or were kept for
+        `resume`.
+        """
+        return await self._upload(source, destination, options, part_size, concurrency, resume, _PutState())
+
+    def start_upload(
+        self,
+        source: Source,
+        destination: str,
+        *,
+        part_size: int | None = None,
+        concurrency: int | None = None,
+        resume: str | os.PathLike[str] | None = None,
+        **options: Unpack[PutOptions],
+    ) -> Transfer:
+        """As `upload`, but returns at once a `Transfer`. Needs a running loop. Cancelling it removes the parts, or keeps them
+        for `resume`."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise UsageError("start_upload needs a running event loop") from None
+        state = _PutState()
+        work = self._upload(source, destination, options, part_size, concurrency, resume, state)
+        return Transfer(asyncio.ensure_future(work), state)
 
     async def head(self, destination: str, **options: Unpack[CallOptions]) -> ObjectInfo:
         """What the server says of an object. Raises NotFound, AccessDenied …"""
@@ -306,7 +355,174 @@ class Client:
         except UsageError:
             return None  # said by the long way
 
+    # --- pieces of an upload ---------------------------------------------------------------------------------------
+
+    async def create_upload(self, destination: str, **options: Unpack[PutOptions]) -> UploadId:
+        """Begin an object in parts, which anybody with the UploadId can add to. It ends with `complete_upload` or
+        `abort_upload`, and costs money until then.
+
+        options: those of `put` that describe the object; conditions belong to `complete_upload`, `size` and `offset` to the
+          parts. `checksum` holds for all parts and the whole.
+        """
+        _check_options(options, PutOptions)
+        misplaced = [n for n in ("size", "offset", "if_match", "if_none_match") if options.get(n) is not None]
+        if misplaced:
+            raise UsageError(f"create_upload: {misplaced[0]} belongs to upload_part or complete_upload")
+        site, algorithm = self._site(destination, options), options.get("checksum", "auto")
+        return calls.created(site, await calls.create_run(site, algorithm).run(), destination, algorithm)
+
+    async def upload_part(
+        self,
+        upload: UploadId,
+        number: int,
+        source: Source,
+        *,
+        offset: int | None = None,
+        size: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Part:
+        """Store one part: `size` bytes from `offset` of `source` (default: all). `number`: 1 to 10,000, its place in the whole.
+        S3 wants at least 5 MiB of every part but the last. A part with a number that is there already replaces it.
+        `sse_customer_key` has to be given to every part."""
+        _check_options(options, CallOptions)
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= limits.PARTS_MAX:
+            raise UsageError(f"number={number!r}: parts have numbers from 1 to {limits.PARTS_MAX}")
+        site = self._site_of(upload, options)
+        body = open_body(source, offset=offset, size=size)
+        try:
+            await body.prepare()
+            if body.size is None:
+                raise UsageError(
+                    "upload_part: the length of a part is told first; give size=, or gather it into a buffer"
+                )
+            part, _outcome = await calls.send_part(site, upload, number, body)
+            return part
+        finally:
+            await _close(body)
+
+    async def list_parts(self, upload: UploadId, **options: Unpack[CallOptions]) -> list[Part]:
+        """The parts that are stored, by number."""
+        _check_options(options, CallOptions)
+        return await calls.list_parts(self._site_of(upload, options), upload)
+
+    async def complete_upload(
+        self,
+        upload: UploadId,
+        parts: Iterable[Part],
+        *,
+        if_none_match: str | None = None,
+        if_match: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> PutResult:
+        """Make an object of the parts, in any order. Raises PreconditionFailed when a condition does not hold: the parts are
+        still there then, for `abort_upload`."""
+        _check_options(options, CallOptions)
+        began, ordered = monotonic(), multipart.in_order(parts)
+        conditions = {**options, "if_none_match": if_none_match, "if_match": if_match}
+        site = self._site_of(upload, cast("CallOptions", conditions))
+        finished = await calls.complete(site, upload, ordered)
+        sent = sum(part.body_bytes_sent for part in ordered)
+        return calls.result_of(site, ordered, finished, calls.Account(began, body_bytes_sent=sent))
+
+    async def abort_upload(self, upload: UploadId, **options: Unpack[CallOptions]) -> None:
+        """Remove the parts. An upload that is gone already is no error. Call it when no part is under way any more."""
+        _check_options(options, CallOptions)
+        await calls.abort(self._site_of(upload, options), upload)
+
     # --- how -------------------------------------------------------------------------------------------------------
+
+    async def _upload(
+        self,
+        source: Source,
+        destination: str,
+        options: PutOptions,
+        part_size: int | None,
+        concurrency: int | None,
+        resume: str | os.PathLike[str] | None,
+        state: _PutState,
+    ) -> PutResult:
+        _check_options(options, PutOptions)
+        began = monotonic()
+        if concurrency is not None and (
+            not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1
+        ):
+            raise UsageError(f"concurrency={concurrency!r}: a number of parts, 1 or more")
+        if self._place(destination, options).provider is None:
+            if resume is not None:
+                raise UsageError("resume: a plain http(s) URL gets its object by one PUT, which cannot be continued")
+            return await self._put(source, destination, options, state)
+        site = self._site(destination, options)
+        body = open_body(source, offset=options.get("offset"), size=options.get("size"))
+        gathered: uploads.Gathered | None = None
+        try:
+            await body.prepare()
+            # No part size: the stream's own, growing one.
+            chosen = multipart.part_size_for(body.size, part_size)
+            threshold = chosen if part_size is not None or body.size is None else limits.UPLOAD_THRESHOLD_BYTES
+            small = body.size is not None and body.size <= threshold
+            if isinstance(body, IteratorBody):
+                if resume is not None:
+                    raise UsageError("resume: the source has to be read again, which takes a path, a file or a buffer")
+                size = body.size if small else chosen if body.size is not None else part_size
+                gathered = uploads.Gathered(body, size, concurrency)
+                first = await gathered.first()
+                if gathered.ended:
+                    assert isinstance(first.body, MemoryBody)
+                    alone = {**options, "size": None, "offset": None}
+                    return await self._put(first.body.view, destination, cast("PutOptions", alone), state)
+            elif small:
+                return await self._put(source, destination, options, state)
+            total_s = site.config.total_timeout_s
+            site.config = dataclasses.replace(site.config, total_timeout_s=None)
+            state.run = run = uploads.Upload(
+                site,
+                destination,
+                body,
+                checksum=options.get("checksum", "auto"),
+                part_size=chosen,
+                concurrency=concurrency,
+                gathered=gathered,
+                resume=None if resume is None else ResumeFile(resume),
+                total_s=total_s,
+                began=began,
+            )
+            return await run.run()
+        finally:
+            await _close(body)
+
+    def _site(self, destination: str, options: PutOptions | CallOptions) -> calls.Site:
+        place = self._place(destination, options)
+        if place.provider is None or place.url.query is not None:
+            raise UsageError(
+                f"{place.shown}: parts are S3's; give s3://bucket/key, or a URL without a query and sign='s3'"
+            )
+        algorithm = options.get("checksum")
+        if algorithm is not None and algorithm != "auto":
+            checksums.header_name(str(algorithm))
+
+        def make_job(method: str, query: str | None, fields: list[Field], body: Body | None, payload_hash: str) -> Job:
+            asked = dataclasses.replace(place, url=dataclasses.replace(place.url, query=query))
+            return self._job(method, asked, options, fields=fields, body=body, payload_hash=payload_hash)
+
+        return calls.Site(
+            shared=self._shared,
+            config=self._config_of(options),
+            shown=place.shown,
+            origin=str(place.url.origin),
+            signed=place.signed,
+            bucket=place.bucket,
+            fields=_request_fields(options, signed=place.signed),
+            make_job=make_job,
+            can_compute_auto=self._can_compute_auto,
+        )
+
+    def _site_of(self, upload: UploadId, options: CallOptions) -> calls.Site:
+        if not isinstance(upload, UploadId):
+            raise UsageError("upload: the UploadId that create_upload returned")
+        site = self._site(upload.destination, options)
+        if upload.region and site.bucket and not self._shared.regions.get(site.bucket):
+            self._shared.regions.learn(site.bucket, upload.region)
+        return site
 
     async def _simple(
         self, method: str, destination: str, options: CallOptions, *, sink: OpenSink | None = None

@@ -184,6 +184,9 @@ _WAITS: Final = {
     "awaiting answer": "awaiting the answer of",
     "backing off": "pausing before trying again",
     "done": "hashing what was sent",
+    "creating": "beginning the upload",
+    "completing": "waiting for the store to put the parts together",
+    "aborting": "removing the parts that were sent",
 }
 _WITH_PEER: Final = ("connecting", "asking", "awaiting answer")
 

@@ -56,13 +56,13 @@ async def hash_first(
     hashes = Hashes(fields=fields)
 
     if named:
-        hashes.checksum = Checksum(named, await bounded(_hash_body(body, named)))
+        hashes.checksum = Checksum(named, await bounded(hash_body(body, named)))
         hashes.fields = [*fields, (checksums.header_name(named), hashes.checksum.value)]
     if signs_payload:
         value = (
             hashes.checksum.value
             if hashes.checksum is not None and named == "sha256"
-            else await bounded(_hash_body(body, "sha256"))
+            else await bounded(hash_body(body, "sha256"))
         )
         hashes.payload_hash = checksums.from_text("sha256", value).hex()
     return hashes
@@ -88,7 +88,7 @@ async def _hash_behind(body: IteratorBody, algorithm: str, fields: list[Field], 
     return Hashes(framing.payload_hash, own + framing.fields(encoding), trailing=running)
 
 
-async def _hash_body(body: Body, algorithm: str) -> str:
+async def hash_body(body: Body, algorithm: str) -> str:
     """Base64 checksum of a replayable body, computed off the loop."""
     stopped = threading.Event()
     hashing = asyncio.get_running_loop().run_in_executor(None, _hash_now, body, algorithm, stopped.is_set)

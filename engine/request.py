@@ -157,8 +157,8 @@ class Outcome:
 
 
 @dataclass
-class _Target:
-    """Where the next hop goes."""
+class Target:
+    """Where the next hop goes. `asks`: False when somebody else has asked there already, on behalf of this request too."""
 
     url: Url
     region: str
@@ -166,13 +166,14 @@ class _Target:
     learned_region: str = ""
     redirected_by: str | None = None  # the peer's address, when resolved addresses have to be judged against it
     redirect_status: int = 0
+    asks: bool = True
 
 
 @dataclass
 class _Answered:
     """A hop that got a final answer."""
 
-    target: _Target
+    target: Target
     exchange: Exchange
     reply: Reply
     address: str
@@ -194,6 +195,9 @@ class Job:
       framing: the fields that tell the body's length, in the order they are sent.
       sink: takes the body of a 2xx answer, piece by piece. any_status: answers of 4xx and 5xx are results, not errors.
       on_body_start: called once, when the first body byte is about to leave.
+      start: where the first attempt begins, instead of the intent's own URL.
+      check_answer: looks at a 2xx answer, and raises a ResponseError when its body says otherwise.
+      on_retry: called with the error that is about to be met by another attempt.
       verify: looks at what was stored, after a success; what it raises is the error of the call.
       began: when the call did, by the monotonic clock; `Config.total_timeout_s` counts from there.
     """
@@ -212,6 +216,9 @@ class Job:
     conditional: bool = False
     on_event: Callable[[events.Event], object] | None = None
     on_body_start: Callable[[], object] | None = None
+    start: Target | None = None
+    check_answer: Callable[[Reply], object] | None = None
+    on_retry: Callable[[EngineError], object] | None = None
     verify: Callable[[Response], Awaitable[None]] | None = None
     began: float = dataclasses.field(default_factory=monotonic)
 
@@ -274,6 +281,7 @@ class Run:
         self._phase = "resolving"
         self._status = 0  # of the last final answer
         self._began = job.began
+        self.target: Target | None = None  # of the present hop
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
         self._body_started = False
@@ -309,6 +317,15 @@ class Run:
         if exchange is not None and exchange.state >= State.AWAITING_ANSWER:
             return "awaiting answer"
         return self._phase
+
+    @property
+    def hops(self) -> tuple[Hop, ...]:
+        """Those that are over."""
+        return tuple(self._hops)
+
+    @property
+    def attempts(self) -> int:
+        return self._attempt
 
     async def run(self) -> Outcome:
         """Raises EngineError with the facts attached, the source's own OSError, or CancelledError."""
@@ -373,6 +390,8 @@ class Run:
                         raise self._not_replayable(f"after {type(error).__name__}") from error
                     raise
                 reason = without_secrets(error.message, self._secrets())
+                if self._job.on_retry is not None:
+                    self._job.on_retry(error)
             self._mark_last("retried")
             self._ambiguous = self._ambiguous or (decision.ambiguous and self._left_whole)
             fresh = decision.fresh_connection
@@ -429,6 +448,8 @@ class Run:
             fresh = False
             exchange, response = answered.exchange, answered.response
             if exchange.succeeded:
+                if job.check_answer is not None:
+                    job.check_answer(answered.reply)
                 self._mark_last("stored" if job.intent.method == "PUT" else "answered")
                 self._keep_region(target)
                 self._shared.budget.refund()
@@ -456,7 +477,7 @@ class Run:
                 raise self._refusal(answered, document)
             target = following
 
-    async def _decide(self, visits: Sequence[redirect.Visit], answer: redirect.Answer, address: str) -> _Target | None:
+    async def _decide(self, visits: Sequence[redirect.Visit], answer: redirect.Answer, address: str) -> Target | None:
         """Where the answer leads; None when it is no redirect. Raises RedirectRefused, SourceNotReplayable."""
         intent, policy = self._job.intent, self._config.redirects
         decision = redirect.decide(intent, visits, answer, policy)
@@ -484,7 +505,7 @@ class Run:
         self._mark_last("redirected" if decision.kind == "location" else "region")
         self._redirects += 1
         self._tell(events.Redirect, answer.status, self._url_shown(decision.url), decision.region, decision.kind)
-        return _Target(
+        return Target(
             decision.url,
             decision.region,
             decision.sign,
@@ -496,19 +517,21 @@ class Run:
     def _refused(self, refuse: redirect.Refuse, status: int, code: str = "") -> RedirectRefused:
         return dataclasses.replace(refuse, message=f"{self._job.what}: {refuse.message}").error(status, code)
 
-    def _keep_region(self, target: _Target) -> None:
+    def _keep_region(self, target: Target) -> None:
         """A region that an answer named is a fact once the host it led to has answered."""
         if target.learned_region and self._job.intent.bucket:
             self._shared.regions.learn(self._job.intent.bucket, target.learned_region)
 
     async def _discover(self, question: redirect.Discover) -> str:
         """Ask the bucket itself for its region: any answer to a HEAD of it carries one. "" when it does not."""
-        answered = await self._hop(_Target(question.url, question.region, question.sign), "HEAD", None)
+        answered = await self._hop(Target(question.url, question.region, question.sign), "HEAD", None)
         self._mark_last("answered")
         return answered.response.get("x-amz-bucket-region") or ""
 
-    def _first_target(self) -> _Target:
+    def _first_target(self) -> Target:
         intent = self._job.intent
+        if self._job.start is not None and self._attempt == 1:
+            return self._job.start
         region = self._shared.regions.get(intent.bucket) if intent.bucket and intent.signed else ""
         if region and intent.endpoint is not None and region != intent.region:
             url = s3.address(
@@ -518,8 +541,8 @@ class Run:
                 region=region,
                 addressing=self._config.addressing,
             )
-            return _Target(dataclasses.replace(url, query=intent.url.query), region, intent.signed)
-        return _Target(intent.url, intent.region, intent.signed)
+            return Target(dataclasses.replace(url, query=intent.url.query), region, intent.signed)
+        return Target(intent.url, intent.region, intent.signed)
 
     def _same_again(self, answered: _Answered, code: str) -> bool:
         """Whether the same request is to be made at once, with one thing mended. Each is mended once."""
@@ -624,10 +647,11 @@ class Run:
 
     # --- one hop ---------------------------------------------------------------------------------------------------
 
-    async def _hop(self, target: _Target, method: str, body: Body | None, *, fresh: bool = False) -> _Answered:
+    async def _hop(self, target: Target, method: str, body: Body | None, *, fresh: bool = False) -> _Answered:
         """One request on one connection. Appends its Hop, whatever happens."""
         began = monotonic()
         self._hop_number += 1
+        self.target = target
         self._went_stale = self._left_whole = False
         job, config = self._job, self._config
         body_read = body.bytes_read if body is not None else 0
@@ -654,6 +678,7 @@ class Run:
                         proxy=proxy,
                         round_trip_s=connection.connect_s,
                         streams_answer=job.sink is not None,
+                        asks=target.asks,
                     ),
                     monotonic(),
                 )
@@ -707,7 +732,7 @@ class Run:
         self._sent.append((url, [(name, value) for name, _colon, value in (line.partition(": ") for line in lines)]))
         return begun.head
 
-    async def _acquire(self, pool: Pool, target: _Target, proxy: Proxy | None, fresh: bool) -> Acquired:
+    async def _acquire(self, pool: Pool, target: Target, proxy: Proxy | None, fresh: bool) -> Acquired:
         self._phase = "connecting"
         origin = target.url.origin
         check: AddressCheck | None = None
@@ -736,7 +761,7 @@ class Run:
         self._tell(events.Connected, str(origin), acquired.connection.address, acquired.reused, acquired.connect_s)
         return acquired
 
-    async def _head(self, target: _Target, method: str, plan: Plan, body: Body | None, proxy: Proxy | None) -> bytes:
+    async def _head(self, target: Target, method: str, plan: Plan, body: Body | None, proxy: Proxy | None) -> bytes:
         """The request head for one hop, from the intent."""
         job, url = self._job, target.url
         fields = head_fields(url, job.framing if method == job.intent.method else (), asks=plan.asks)
@@ -766,7 +791,7 @@ class Run:
         self,
         connection: Connection,
         exchange: Exchange,
-        target: _Target,
+        target: Target,
         method: str,
         head: bytes,
         body: Body | None,
@@ -854,12 +879,13 @@ def plan_for(
     proxy: Proxy | None,
     round_trip_s: float,
     streams_answer: bool,
+    asks: bool = True,
 ) -> Plan:
-    """How a request to `origin` is to go about its body of `size` bytes."""
+    """How a request to `origin` is to go about its body of `size` bytes. `asks`: see `Target`."""
     return plan_body(
         body_size=size,
         replayable=replayable,
-        expect=config.expect,
+        expect=config.expect if asks or config.expect != "auto" else "never",
         continue_timeout_s=config.continue_timeout_s,
         facts=facts,
         # What S3 promises, a proxy that forwards its messages does not.

@@ -75,6 +75,11 @@ class PutResult:
       expect: what happened on the last hop: "continue" (100 came), "final" (answered without a 100),
         "timeout" (the wait ended), "off" (not asked).
       send_path: how the body left; "none" for an empty one.
+
+    Of an upload in parts: `body_bytes_sent` is over all parts; `attempts` is 1 and one more for each request that had to be
+    made again; `hops` are those of creating and completing it, of the first part and of every part that needed more than one
+    hop, at most 256; `expect`, `send_path` and the timings of a connection are the first part's, `timings.body` is the time
+    from the first part to the last, `timings.response` that of completing.
     """
 
     status: int
@@ -94,6 +99,36 @@ class PutResult:
     expect: ExpectOutcome
     send_path: SendPath
     timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class UploadId:
+    """A multipart upload that was begun, for `upload_part` and its like: here, in another process, on another machine.
+
+    Attributes:
+      destination: as given to `create_upload`.
+      upload_id: the store's name for it.
+      checksum: "auto", an algorithm, or None; of every part, and of the object.
+      region: where the bucket was found to be, "" when that is not known, or not asked.
+    """
+
+    destination: str
+    upload_id: str
+    checksum: str | None = "auto"
+    region: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that is stored. `number` starts at 1, `size` is in bytes, `etag` keeps its quotes; `checksum` is of the bytes sent
+    or, from `list_parts`, what the store says, None when it does not. `body_bytes_sent`, over all attempts, is 0 from
+    `list_parts`."""
+
+    number: int
+    size: int
+    etag: str
+    checksum: Checksum | None = None
+    body_bytes_sent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +164,11 @@ class Response:
 
 class Progress(NamedTuple):
     """A snapshot of a running put. `sent` counts body bytes of the present attempt; `total` is None when unknown;
-    `phase` is one of "hashing", "resolving", "connecting", "asking", "sending", "awaiting answer", "backing off", "done"."""
+    `phase` is one of "hashing", "resolving", "connecting", "asking", "sending", "awaiting answer", "backing off", "done".
+
+    Of an upload in parts, `sent` counts what is stored and what is under way, `attempt` and `hop` stay 1, and `phase` is
+    "creating", "sending", "completing", "done"; when it did not work "aborting", then "aborted", "kept" (for `resume`) or
+    "left behind" (the parts could not be removed)."""
 
     sent: int
     total: int | None

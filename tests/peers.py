@@ -109,3 +109,65 @@ def descriptors() -> dict[int, str]:
         with suppress(OSError):
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return found
+
+
+Verdict = bytes | str | None
+
+
+def meddler(upstream: str, judge: Callable[[str, str], Verdict]) -> Callable[[Any], None]:
+    """For `raw_server`: a connection whose requests go to `upstream` as they are, unless `judge(method, target)` says
+    otherwise: bytes are the answer instead, given when the request's body was read; "lost" lets the request through and then
+    closes instead of answering; "refuse" closes at once."""
+    host, _colon, port = upstream.partition("//")[2].rpartition(":")
+
+    def serve(client: socket.socket) -> None:
+        with socket.create_connection((host, int(port))) as server:
+            while head := read_head(client):
+                method, target, _version = head.split(b"\r\n", 1)[0].decode().split(" ")
+                verdict = judge(method, target)
+                if verdict == "refuse":
+                    return
+                if isinstance(verdict, bytes):
+                    _relay_body(client, None, head)
+                    client.sendall(verdict)
+                    continue
+                server.sendall(head)
+                if b"expect: 100-continue" in head.lower():
+                    answer = read_head(server)
+                    if not answer.startswith(b"HTTP/1.1 100"):
+                        client.sendall(answer + _answer_body(server, answer))
+                        return
+                _relay_body(client, server, head)
+                answer = read_head(server)
+                answer += _answer_body(server, answer) if method != "HEAD" else b""
+                if verdict == "lost":
+                    return
+                client.sendall(answer)
+
+    return serve
+
+
+def _relay_body(client: socket.socket, server: socket.socket | None, head: bytes) -> None:
+    lowered = head.lower()
+    if b"expect: 100-continue" in lowered:
+        client.sendall(CONTINUE)
+    left = int(lowered.split(b"content-length: ")[1].split(b"\r\n")[0]) if b"content-length: " in lowered else 0
+    while left:
+        piece = client.recv(min(1 << 16, left))
+        if not piece:
+            raise BrokenPipeError
+        left -= len(piece)
+        if server is not None:
+            server.sendall(piece)
+
+
+def _answer_body(server: socket.socket, head: bytes) -> bytes:
+    left = (
+        int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]) if b"content-length: " in head.lower() else 0
+    )
+    body = b""
+    while len(body) < left:
+        piece = server.recv(left - len(body))
+        assert piece
+        body += piece
+    return body

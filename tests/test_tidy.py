@@ -43,6 +43,10 @@ LAYERS = [
     "turns",
     "request",
     "smallput",
+    "multipart",
+    "resume",
+    "parts",
+    "upload",
     "client",
     "sandbox",
     "cli",
@@ -59,6 +63,8 @@ FUNCTION_LINES_MAX = 70
 # Tested by the test of another module, which is named here.
 TESTED_ELSEWHERE = {
     "hashing": "test_client.py",
+    "parts": "test_upload.py",
+    "resume": "test_upload.py",
     "sinks": "test_client.py",
     "__main__": "test_cli.py",
     "arguments": "test_cli.py",

@@ -86,6 +86,10 @@ class Sandbox:
             raise KeyError(f"{bucket}/{key} is not stored")
         return stored if stored.sha256 else stored.with_sha256(_file_sha256(stored.path))
 
+    def uploads(self) -> list[tuple[str, str, str]]:
+        """Multipart uploads that were neither completed nor aborted: (bucket, key, upload id)."""
+        return [(upload.bucket, upload.key, upload.upload_id) for upload in self._objects.uploads()]
+
     @property
     def environment(self) -> dict[str, str]:
         """What makes other S3 tools talk to the storing endpoint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
@@ -10,14 +11,27 @@ from datetime import datetime, timezone
 from itertools import pairwise
 from typing import Final
 
-from engine.sandbox._digests import CHECKSUM_PREFIX, CHECKSUM_SIZES, Digests
+from engine.sandbox._digests import CHECKSUM_PREFIX, CHECKSUM_SIZES, Digests, new_digest
 from engine.sandbox._errors import S3Error, document, xml
 from engine.sandbox._exchange import Exchange
 from engine.sandbox._objects import StoredObject, StoredPart, Upload
 from engine.sandbox._receiving import Intake, checksum_fields, described, discard_file
+from engine.sandbox._request import Request
 
 _PARTS_MAX: Final = 10_000  # AWS
 _LIST_MAX: Final = 1000
+# AWS, "Checking object integrity": CRC64NVME is of the whole only, SHA digests of the parts only.
+_DEFAULT_TYPES: Final = {
+    "crc64nvme": "FULL_OBJECT",
+    **dict.fromkeys(("crc32", "crc32c", "sha1", "sha256"), "COMPOSITE"),
+}
+_TYPES: Final = {
+    "crc64nvme": ("FULL_OBJECT",),
+    "crc32": ("FULL_OBJECT", "COMPOSITE"),
+    "crc32c": ("FULL_OBJECT", "COMPOSITE"),
+    "sha1": ("COMPOSITE",),
+    "sha256": ("COMPOSITE",),
+}
 
 
 async def handle(intake: Intake, exchange: Exchange, payload_hash: str) -> None:
@@ -50,15 +64,19 @@ async def _create(intake: Intake, exchange: Exchange) -> None:
     algorithm = (request.get("x-amz-checksum-algorithm") or "").lower() or None
     if algorithm not in (None, *CHECKSUM_SIZES):
         raise S3Error(400, "InvalidRequest", "Checksum algorithm provided is unsupported.")
+    checksum_type = (request.get("x-amz-checksum-type") or "").upper() or _DEFAULT_TYPES.get(algorithm or "crc64nvme")
+    if checksum_type not in _TYPES[algorithm or "crc64nvme"]:
+        raise S3Error(400, "InvalidRequest", f"The {checksum_type} checksum type cannot be used with this algorithm.")
     await exchange.read_body()
-    checksum_type = request.get("x-amz-checksum-type")
     upload = intake.objects.create_upload(
         Upload("", request.bucket, request.key, metadata, fields, algorithm, checksum_type)
     )
     elements = [("Bucket", upload.bucket), ("Key", upload.key), ("UploadId", upload.upload_id)]
-    await exchange.answer(
-        200, [("Content-Type", "application/xml")], document("InitiateMultipartUploadResult", elements)
+    told = (
+        [("x-amz-checksum-algorithm", algorithm.upper()), ("x-amz-checksum-type", checksum_type)] if algorithm else []
     )
+    body = document("InitiateMultipartUploadResult", elements)
+    await exchange.answer(200, [("Content-Type", "application/xml"), *told], body)
 
 
 async def _upload_part(intake: Intake, exchange: Exchange, upload: Upload, payload_hash: str) -> None:
@@ -68,6 +86,12 @@ async def _upload_part(intake: Intake, exchange: Exchange, upload: Upload, paylo
         raise S3Error(400, "InvalidArgument", message)
     received = await intake.receive(exchange, payload_hash)
     try:
+        if upload.checksum_algorithm not in (None, *received.checksums):
+            message = (
+                f"Checksum Type mismatch occurred, expected checksum Type: {upload.checksum_algorithm}, actual checksum "
+                "Type: null"
+            )
+            raise S3Error(400, "InvalidRequest", message)
         if intake.objects.find_upload(upload.upload_id, upload.bucket, upload.key) is None:
             raise S3Error(404, "NoSuchUpload", "The specified upload was completed or aborted meanwhile.")
         part = StoredPart(int(number), received.size, received.etag, received.checksums, 0.0)
@@ -119,16 +143,19 @@ def _number(text: str | None, default: int) -> int:
 async def _complete(intake: Intake, exchange: Exchange, upload: Upload) -> None:
     request = exchange.request
     intake.check_conditions(request)
-    asked = _asked_parts(await exchange.read_body())
+    asked = _asked_parts(await exchange.read_body(), upload)
     numbers = _check_parts(intake, upload, asked)
-    digests = Digests({"sha256", "crc64nvme"})
+    algorithm = upload.checksum_algorithm or "crc64nvme"
+    digests = Digests({"sha256", "crc64nvme", algorithm})
     loop = asyncio.get_running_loop()
     path = await loop.run_in_executor(None, intake.objects.assemble, upload, numbers, digests)
     try:
-        _check_whole(request.get(CHECKSUM_PREFIX + "crc64nvme"), digests.base64("crc64nvme"))
-        intake.check_conditions(request)
         parts = {part.number: part for part in intake.objects.parts(upload)}
-        checksum = digests.base64("crc64nvme")
+        checksum = digests.base64(algorithm)
+        if upload.checksum_type == "COMPOSITE":
+            checksum = _composite(algorithm, [parts[number].checksums[algorithm] for number in numbers])
+        _check_whole(request, upload, algorithm, checksum, sum(parts[number].size for number in numbers))
+        intake.check_conditions(request)
         stored = intake.objects.commit(
             path,
             StoredObject(
@@ -137,7 +164,8 @@ async def _complete(intake: Intake, exchange: Exchange, upload: Upload) -> None:
                 size=sum(parts[number].size for number in numbers),
                 etag=_whole_etag([parts[number].etag for number in numbers]),
                 sha256=digests.hex("sha256"),
-                checksums={"crc64nvme": checksum} if checksum else {},
+                checksums={algorithm: checksum} if checksum else {},
+                checksum_type=upload.checksum_type or "FULL_OBJECT",
                 metadata=upload.metadata,
                 fields=upload.fields,
             ),
@@ -153,13 +181,15 @@ async def _complete(intake: Intake, exchange: Exchange, upload: Upload) -> None:
     ]
     # In the document, not in the head: S3 has its 200 on the way before it knows.
     elements += [(f"Checksum{name.upper()}", value) for name, value in stored.checksums.items()]
-    elements += [("ChecksumType", value) for _name, value in checksum_fields(stored.checksums, "FULL_OBJECT")[-1:]]
+    elements += [
+        ("ChecksumType", value) for _name, value in checksum_fields(stored.checksums, stored.checksum_type)[-1:]
+    ]
     await exchange.answer(
         200, [("Content-Type", "application/xml")], document("CompleteMultipartUploadResult", elements)
     )
 
 
-def _asked_parts(body: bytes) -> list[tuple[int, str]]:
+def _asked_parts(body: bytes, upload: Upload) -> list[tuple[int, str]]:
     malformed = S3Error(
         400, "MalformedXML", "The XML you provided was not well-formed or did not validate against our schema"
     )
@@ -173,6 +203,14 @@ def _asked_parts(body: bytes) -> list[tuple[int, str]]:
     asked = [(int(number), tag) for number, tag in found if number and number.isdecimal() and tag]
     if not asked or len(asked) != len(found):
         raise malformed
+    if upload.checksum_algorithm and upload.checksum_type == "COMPOSITE":
+        name = f"{{*}}Checksum{upload.checksum_algorithm.upper()}"
+        if any(part.findtext(name) is None for part in root.findall("{*}Part")):
+            message = (
+                f"The upload was created using a {upload.checksum_algorithm} checksum. The complete request must include the "
+                "checksum for each part."
+            )
+            raise S3Error(400, "InvalidRequest", message)
     return asked
 
 
@@ -194,9 +232,23 @@ def _check_parts(intake: Intake, upload: Upload, asked: list[tuple[int, str]]) -
     return numbers
 
 
-def _check_whole(given: str | None, computed: str | None) -> None:
+def _check_whole(request: Request, upload: Upload, algorithm: str, computed: str | None, size: int) -> None:
+    """What the request says of the object that is to be."""
+    given = request.get(CHECKSUM_PREFIX + algorithm)
     if given is not None and computed not in (given, None):
-        raise S3Error(400, "BadDigest", "The CRC64NVME you specified did not match the calculated checksum.")
+        raise S3Error(400, "BadDigest", f"The {algorithm.upper()} you specified did not match the calculated checksum.")
+    if request.get("x-amz-checksum-type") not in (None, upload.checksum_type):
+        raise S3Error(400, "BadDigest", "The checksum type is not that of the upload.")
+    if request.get("x-amz-mp-object-size") not in (None, str(size)):
+        message = "The provided 'x-amz-mp-object-size' header value does not match what was computed."
+        raise S3Error(400, "InvalidRequest", message)
+
+
+def _composite(algorithm: str, parts: list[str]) -> str:
+    digest = new_digest(algorithm)
+    for value in parts:
+        digest.update(memoryview(base64.b64decode(value)))
+    return f"{base64.b64encode(digest.digest()).decode()}-{len(parts)}"
 
 
 def _whole_etag(tags: list[str]) -> str:
