@@ -24,6 +24,7 @@ PATTERN_BYTES = 1 << 22
 PATTERN = random.Random(100).randbytes(
     PATTERN_BYTES
 )  # every source is a range of it, so that an offset shows in the bytes
+SENDER_BEGINS_S = 0.002  # at most, after it was told to
 PIECE_BYTES = 1 << 18  # of a file between two looks of the sender
 
 Names = Callable[[str, random.Random], list[str]]  # the addresses of a host, none for a name that does not exist
@@ -514,7 +515,9 @@ class Job:
             self._later()
 
     def _later(self) -> None:
-        delay = self._link.network.rng.choice([0.0, 0.00005, 0.002])
+        delay = self._link.network.rng.choices(
+            [0.0, 0.00005, SENDER_BEGINS_S, 0.4], [10, 10, 10, 1 if self.sent else 0]
+        )[0]
         self._next = self._link.network.loop.call_later(delay, self._step)
 
     def _step(self) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import engine
-from tests.simulation.network import Link, Request
+from tests.simulation.network import SENDER_BEGINS_S, Link, Request
 
 KIB, MIB = 1 << 10, 1 << 20
 EPSILON_S = 1e-6
-SENDER_BEGINS_S = 0.002
 # Where a redirect may lead without asking: only outwards. (docs/redirects.md)
 SCOPES = ["loopback", "link-local", "private", "public"]
 S3_NAMES = {

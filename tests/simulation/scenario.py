@@ -342,7 +342,7 @@ class Scenario:
         destination = call.url if not call.endpoint_host else f"s3://bkt/key{call.number}"
         task = asyncio.ensure_future(self._start(client, call, destination, options))
         if rng.random() < 0.1:
-            await asyncio.wait([task], timeout=rng.choice([0, 0.0001, 0.01, 0.5, 2, 5]))
+            await asyncio.wait([task], timeout=rng.choice([0, 0.0001, 0.01, 0.2, 0.5, 1.2, 2, 5]))
             if rng.random() < 0.9:
                 task.cancel()
             else:
