@@ -138,6 +138,12 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         "--header", action="append", type=header, metavar="'NAME: VALUE'", help="send this field; repeatable"
     )
     group.add_argument("--addressing", choices=("auto", "path", "virtual"), help="where the bucket's name goes")
+    for kind, told in (
+        ("dualstack", "AWS's endpoints that speak IPv6 too"),
+        ("fips", "AWS's endpoints with FIPS 140 cryptography"),
+        ("accelerate", "S3 Transfer Acceleration"),
+    ):
+        group.add_argument(f"--use-{kind}-endpoint", action="store_true", default=None, help=told)
     group.add_argument("--request-payer", action="store_true", default=None, help="pay for the request")
     group.add_argument("--ca-bundle", metavar="FILE", help="certificates to trust, instead of the system's")
 
@@ -362,6 +368,9 @@ CONFIG_FIELDS: Final = {
     "payload_signing": "payload_signing",
     "addressing": "addressing",
     "ca_bundle": "tls",
+    "use_dualstack_endpoint": "use_dualstack_endpoint",
+    "use_fips_endpoint": "use_fips_endpoint",
+    "use_accelerate_endpoint": "use_accelerate_endpoint",
 }
 """Argument → field of `engine.Config`, where the value is taken as it is."""
 
@@ -441,7 +450,8 @@ def server_words(args: argparse.Namespace) -> list[str]:
     for name in ("endpoint_url", "region", "profile", "sign", "addressing", "ca_bundle"):
         if (value := _given(args, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    for name in ("no_sign_request", "request_payer", "allow_downgrade"):
+    switches = ["no_sign_request", "request_payer", "allow_downgrade"]
+    for name in (*switches, *(f"use_{kind}_endpoint" for kind in ("dualstack", "fips", "accelerate"))):
         words += [f"--{name.replace('_', '-')}"] if _given(args, name) else []
     for host in args.redirect_host or ():
         words += ["--redirect-host", host]

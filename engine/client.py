@@ -656,7 +656,7 @@ class Client:
                 return _Place(parsed, shown=parsed.redacted())
             return _Place(parsed, shown=parsed.redacted(), provider=self._provider, region=region or "us-east-1")
         url = self._endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        endpoint = s3.Endpoint.from_url(url, region) if url else s3.Endpoint.for_aws(region or "us-east-1")
+        endpoint = _endpoint(url, region, self.config)
         return _Place(
             s3.address(endpoint, parsed.bucket, parsed.key, addressing=self.config.addressing),
             shown=str(parsed),
@@ -722,6 +722,29 @@ class _Place:
     @property
     def signed(self) -> bool:
         return self.provider is not None and self.provider.origin != "anonymous"
+
+
+def _endpoint(url: str | None, region: str, config: Config) -> s3.Endpoint:
+    """The service that is meant. Raises UsageError, also for a kind of AWS endpoint that the one named is not: somebody counts
+    on FIPS, say, and must not be given something else."""
+    kinds = {
+        "dualstack": _flag(config.use_dualstack_endpoint, "AWS_USE_DUALSTACK_ENDPOINT"),
+        "fips": _flag(config.use_fips_endpoint, "AWS_USE_FIPS_ENDPOINT"),
+        "accelerate": config.use_accelerate_endpoint,
+    }
+    if not url:
+        return s3.Endpoint.for_aws(region or "us-east-1", **kinds)
+    endpoint = s3.Endpoint.from_url(url, region)
+    for kind, wanted in kinds.items():
+        if wanted and not getattr(endpoint, kind):
+            raise UsageError(
+                f"use_{kind}_endpoint is about AWS's own endpoints, and endpoint_url names {endpoint.host}"
+            )
+    return endpoint
+
+
+def _flag(option: bool | None, variable: str) -> bool:
+    return option if option is not None else os.environ.get(variable, "").lower() == "true"
 
 
 def _check_options(options: CallOptions, known: type) -> None:

@@ -42,6 +42,8 @@ class Config:
       tls: an `ssl.SSLContext`, the path of a CA bundle, or None for the system's trust store.
       payload_signing: "unsigned" (UNSIGNED-PAYLOAD) or "sha256" (the body is read once more, before the request).
       addressing: "auto" is virtual-host on AWS for DNS-valid buckets without dots, path-style otherwise.
+      use_dualstack_endpoint, use_fips_endpoint: AWS's endpoints that speak IPv6 too, or with FIPS 140 cryptography; None for
+        what AWS_USE_DUALSTACK_ENDPOINT and AWS_USE_FIPS_ENDPOINT say. use_accelerate_endpoint: S3 Transfer Acceleration.
       proxy: "environment" (http_proxy, HTTPS_PROXY, https_proxy, NO_PROXY), None for none, or a URL, which may have user-info.
 
     Raises UsageError for a value out of its range.
@@ -60,6 +62,9 @@ class Config:
     tls: ssl.SSLContext | str | None = None
     payload_signing: PayloadSigning = "unsigned"
     addressing: AddressingOption = "auto"
+    use_dualstack_endpoint: bool | None = None
+    use_fips_endpoint: bool | None = None
+    use_accelerate_endpoint: bool = False
     proxy: str | None = field(default=ENVIRONMENT, repr=False)  # may hold a password
 
     def __post_init__(self) -> None:
@@ -74,6 +79,9 @@ class Config:
             _check_seconds("total_timeout_s", self.total_timeout_s)
         if not isinstance(self.max_connections, int) or not 1 <= self.max_connections <= 65_535:
             raise UsageError(f"max_connections={self.max_connections!r}: a whole number from 1 to 65535 is needed")
+        for name in ("use_dualstack_endpoint", "use_fips_endpoint", "use_accelerate_endpoint"):
+            if getattr(self, name) not in (True, False, None):
+                raise UsageError(f"{name}={getattr(self, name)!r}: True or False is needed")
         if self.proxy is not None and self.proxy != ENVIRONMENT:
             if not isinstance(self.proxy, str):
                 raise UsageError(f"proxy: {type(self.proxy).__name__} is no URL")

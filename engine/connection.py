@@ -151,6 +151,11 @@ class Connection(Receiver, asyncio.BufferedProtocol):
         return self._job.sent if self._job is not None else 0
 
     @property
+    def answer_size(self) -> int | None:
+        """Of the body of the answer that is being read, as its head tells it."""
+        return self._parser.content_length
+
+    @property
     def is_lost(self) -> bool:
         """Whether the loop has closed the descriptor."""
         return self._lost.is_set()

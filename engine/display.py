@@ -275,6 +275,7 @@ class TransferProgress:
     def __init__(self, line: StatusLine) -> None:
         self._line = line
         self._peer = ""
+        self._size: int | None = None  # of what is fetched
         self._rate = Rate()
         self._last: Progress | None = None
         self._since = time.monotonic()
@@ -284,6 +285,8 @@ class TransferProgress:
             self._peer = authority(event.url)
         elif isinstance(event, events.Connected):
             self._peer = authority(event.origin)
+        elif isinstance(event, events.Receiving):
+            self._size = event.size
 
     def tick(self, progress: Progress, direction: Literal["to", "from"] = "to") -> None:
         now = time.monotonic()
@@ -296,9 +299,9 @@ class TransferProgress:
         )
 
     def tick_get(self, received: int) -> None:
-        """The same for a get, of which only the bytes that came are known."""
+        """The same for a get."""
         phase = "sending" if received else "awaiting answer" if self._peer else "connecting"
-        self.tick(Progress(received, None, phase, 1, 1), "from")
+        self.tick(Progress(received, self._size, phase, 1, 1), "from")
 
 
 def authority(url: str) -> str:
@@ -341,6 +344,8 @@ def _told(event: events.Event) -> str:
         size = "a body of unknown size" if event.size is None else f"{event.size} body bytes"
         waited = "" if event.why == "off" else f", after {format_seconds(event.waited_s)}"
         return f"sending {size}: {_WHY.get(event.why, event.why)}{waited}"
+    if isinstance(event, events.Receiving):
+        return "receiving " + ("an object of unknown size" if event.size is None else f"{event.size} bytes")
     if isinstance(event, events.Redirect):
         signed = f", signed for {event.region}" if event.region else ", unsigned"
         return f"following the {event.status} ({event.kind}) to {event.url}{signed}"

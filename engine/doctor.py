@@ -238,6 +238,7 @@ class _Examination:
         self._findings: list[Finding] = []
         self._advice: list[Advice] = []
         self._wrote = self._deleted = False
+        self._head_hops: tuple[Hop, ...] = ()
         self._expect: Literal["always", "never"] = "always"  # of the puts after the first
         self._patience_s = wait_s  # of the one among them that always asks
 
@@ -281,6 +282,7 @@ class _Examination:
             raise
         except ResponseError as error:
             denied = error if not isinstance(error, NotFound) else None
+            self._head_hops = error.hops
         else:
             denied = None
         self._find_basics()
@@ -490,6 +492,8 @@ class _Examination:
 
     def _find_redirects(self, hops: Sequence[Hop]) -> None:
         followed = [hop for hop in hops if hop.outcome in ("redirected", "region")]
+        # A 301 to the HEAD is remembered: the put went to the right place at once.
+        followed = followed or [hop for hop in self._head_hops if hop.outcome == "redirected"]
         if not followed:
             self._find("redirects", "good", "none", count=0)
             return

@@ -65,6 +65,15 @@ class BodyStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Receiving:
+    """The body of a 2xx begins to come, for a get or `request`; `size` is None when the server does not tell it. Again after a
+    retry."""
+
+    at: float
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """A final answer is complete. `body_bytes_sent` is this hop's."""
 
@@ -107,4 +116,4 @@ class Done:
     seconds: float
 
 
-Event = Resolved | Connected | HeadSent | Continue | BodyStarted | Response | Redirect | Retry | Done
+Event = Resolved | Connected | HeadSent | Continue | BodyStarted | Receiving | Response | Redirect | Retry | Done

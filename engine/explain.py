@@ -29,6 +29,10 @@ _ENVIRONMENT: Final = (
     ("profile", ("AWS_PROFILE",), "none named"),
 )
 _TLS_VARIABLES: Final = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
+_ENDPOINT_VARIABLES: Final = {
+    "use_dualstack_endpoint": "AWS_USE_DUALSTACK_ENDPOINT",
+    "use_fips_endpoint": "AWS_USE_FIPS_ENDPOINT",
+}
 _PROXY_VARIABLES: Final = (
     ("proxy for http", ("http_proxy",)),  # lower case only: HTTP_PROXY is a request's "Proxy:" field to a CGI program
     ("proxy for https", ("HTTPS_PROXY", "https_proxy")),
@@ -54,6 +58,8 @@ def settings(args: argparse.Namespace, *, probe: bool) -> list[Setting]:
         value = getattr(config, field.name)
         if field.name == "tls":
             found.append(_setting("tls", value, _TLS_VARIABLES, "the system's trust store", "--ca-bundle"))
+        elif field.name in _ENDPOINT_VARIABLES:
+            found.append(_setting(field.name, value, (_ENDPOINT_VARIABLES[field.name],), "False"))
         elif field.name == "proxy":
             found += [_setting(name, None, variables, "none") for name, variables in _PROXY_VARIABLES]
         elif isinstance(value, (RedirectPolicy, Retry)):
@@ -64,7 +70,7 @@ def settings(args: argparse.Namespace, *, probe: bool) -> list[Setting]:
 
 
 def _setting(
-    name: str, argument: str | None, variables: tuple[str, ...], default: str, option: str | None = None
+    name: str, argument: object, variables: tuple[str, ...], default: str, option: str | None = None
 ) -> Setting:
     """An argument, else the first variable that is set, else the default."""
     if argument is not None:

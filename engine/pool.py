@@ -84,9 +84,11 @@ class Pool:
         connect_timeout_s: float,
         check: AddressCheck | None = None,
         fresh: bool = False,
+        avoid: str = "",
         tunnel: Proxy | None = None,
     ) -> Acquired:
         """A connection to `origin`, reused when an idle one is there (unless `fresh`). `tunnel`: the proxy it leads through.
+        `avoid`: an address that did badly; a new connection tries the name's other ones first.
 
         Raises ConnectFailed, ConnectTimedOut, AddressRefused, and UsageError when the pool is closed.
         """
@@ -99,7 +101,7 @@ class Pool:
                     self._next_in_line()  # there may be more than what woke us
                     return Acquired(connection, True, (connection.address,), 0.0, 0.0, 0.0)
                 if len(self._open) + self._opening < self._max_connections or self._evict_idle():
-                    return await self._open_one(origin, connect_timeout_s, check, tunnel)
+                    return await self._open_one(origin, connect_timeout_s, check, avoid, tunnel)
             await self._wait_in_line(first=our_turn)
             our_turn = True
 
@@ -223,11 +225,11 @@ class Pool:
     # --- making ----------------------------------------------------------------------------------------------------
 
     async def _open_one(
-        self, origin: Origin, timeout_s: float, check: AddressCheck | None, tunnel: Proxy | None
+        self, origin: Origin, timeout_s: float, check: AddressCheck | None, avoid: str, tunnel: Proxy | None
     ) -> Acquired:
         self._opening += 1
         self._next_in_line()  # there may be more room than what woke us
-        connecting = asyncio.ensure_future(self._connect(origin, check, tunnel))
+        connecting = asyncio.ensure_future(self._connect(origin, check, avoid, tunnel))
         self._connecting.add(connecting)
         connecting.add_done_callback(self._connecting.discard)
         try:
@@ -255,7 +257,7 @@ class Pool:
         if not connecting.cancelled() and connecting.exception() is None:
             connecting.result().connection.close()
 
-    async def _connect(self, origin: Origin, check: AddressCheck | None, tunnel: Proxy | None) -> Acquired:
+    async def _connect(self, origin: Origin, check: AddressCheck | None, avoid: str, tunnel: Proxy | None) -> Acquired:
         began = monotonic()
         dialled = origin if tunnel is None else tunnel.origin
         addresses = await resolve(dialled)
@@ -265,6 +267,7 @@ class Pool:
             if not allowed:
                 raise AddressRefused(addresses[0][1][0])
             addresses = allowed
+        addresses.sort(key=lambda address: address[1][0] == avoid)
         connected = await _race(dialled, addresses)
         done = monotonic()
         try:

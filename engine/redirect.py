@@ -24,7 +24,7 @@ from urllib.parse import unquote, unquote_to_bytes
 from engine import limits
 from engine.errors import RedirectRefused, TooManyRedirects, UsageError
 from engine.s3 import NO_DOCUMENT, Addressing, Endpoint, ErrorDocument, address, is_region, object_path, split_s3_host
-from engine.wire import Field, Url, check_host, parse_url, printable, redact_url_text, resolve_reference
+from engine.wire import Field, Origin, Url, check_host, parse_url, printable, redact_url_text, resolve_reference
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -170,6 +170,8 @@ class Follow:
         another redirect; "" when there is none.
       check_address: connect only to addresses for which `address_allowed` holds.
       sign: whether to sign; False for unsigned intents, and when the Location brings a signature of its own in its query.
+      lasting: the answer said for good that the bucket is at this URL's origin (a 301 or 308 of a store that is not AWS, where
+        a region says that): to be kept as `learned_region`, and given to `recall`.
     """
 
     url: Url
@@ -178,6 +180,7 @@ class Follow:
     learned_region: str
     check_address: bool
     sign: bool
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +247,15 @@ def decide(intent: Intent, visits: Sequence[Visit], answer: Answer, policy: Redi
         f"{status} redirects to {decision.url.origin}, but {followed}: see RedirectPolicy(max_hops=…).",
         where,
     )
+
+
+def recall(intent: Intent, origin: Origin, region: str, policy: RedirectPolicy) -> Follow | None:
+    """The first hop of an intent whose bucket is known to be at `origin`, judged as the redirect that told it was: another
+    request may hold secrets which that one had not. None: ask the endpoint, as if nothing were known."""
+    url = replace(intent.url, scheme=origin.scheme, host=origin.host, port=origin.port)
+    first = Visit(intent.url, intent.region)
+    decision = _judge(intent, [first], Answer(301), policy, url, region, "location")
+    return decision if isinstance(decision, Follow) else None
 
 
 def _decide_redirect(intent: Intent, visits: Sequence[Visit], answer: Answer, policy: RedirectPolicy) -> Decision:
@@ -455,7 +467,17 @@ def _judge(
         learned_region=told if permanent and intent.bucket and is_region(told) else "",
         check_address=trust not in (_Trust.LISTED, _Trust.S3),
         sign=sign,
+        lasting=answer.status in (301, 308) and kind == "location" and _only_moves(intent, visits, url),
     )
+
+
+def _only_moves(intent: Intent, visits: Sequence[Visit], url: Url) -> bool:
+    """Whether the endpoint's own answer leads to the same path and query on another origin of a store that is not AWS."""
+    endpoint, asked = intent.endpoint, visits[-1].url
+    if endpoint is None or endpoint.aws or not intent.bucket or url.origin == asked.origin:
+        return False
+    same_place = url.path == asked.path and (url.query or None) == asked.query
+    return same_place and all(visit.url == asked for visit in visits)
 
 
 def _trust(intent: Intent, url: Url, policy: RedirectPolicy) -> _Trust:

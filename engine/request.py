@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import engine
 from engine import events, limits, redirect, retry, s3, signing
@@ -87,6 +87,7 @@ class Shared:
         self.budget = retry.Budget()
         self.clock_offset = timedelta(0)
         self._origins: OrderedDict[Origin, OriginFacts] = OrderedDict()
+        self._places: OrderedDict[tuple[Origin, str], _Place] = OrderedDict()
 
     def pool(self) -> Pool:
         """The pool of this loop. After a fork a new one: the inherited connections are the parent's, and stay unread."""
@@ -116,6 +117,18 @@ class Shared:
             if len(self._origins) > _ORIGINS_MAX:
                 self._origins.popitem(last=False)
         return found
+
+    def place(self, intent: redirect.Intent) -> _Place | None:
+        """Where the endpoint once said that the bucket is for good."""
+        return self._places.get((intent.url.origin, intent.bucket)) if self._places else None
+
+    def learn_place(self, intent: redirect.Intent, place: _Place) -> None:
+        self._places[intent.url.origin, intent.bucket] = place
+        if len(self._places) > s3.REGIONS_MAX:
+            self._places.popitem(last=False)
+
+    def forget_place(self, intent: redirect.Intent) -> None:
+        self._places.pop((intent.url.origin, intent.bucket), None)
 
     def _disinherit(self) -> None:
         """In a forked child: leave the parent's connections alone."""
@@ -156,6 +169,13 @@ class Outcome:
     timings: Timings
 
 
+class _Place(NamedTuple):
+    """Of a bucket; `told_by` is the address that said so, against which this origin's are judged ("" where they are not)."""
+
+    origin: Origin
+    told_by: str
+
+
 @dataclass
 class Target:
     """Where the next hop goes. `asks`: False when somebody else has asked there already, on behalf of this request too."""
@@ -164,6 +184,7 @@ class Target:
     region: str
     signed: bool
     learned_region: str = ""
+    learned_place: _Place | None = None
     redirected_by: str | None = None  # the peer's address, when resolved addresses have to be judged against it
     redirect_status: int = 0
     asks: bool = True
@@ -287,6 +308,8 @@ class Run:
         self._body_started = False
         self._sink_used = False
         self._error_body = bytearray()
+        self._last_address = ""
+        self._recalled = False  # the attempt began where the bucket was known to be
         self._went_stale = False  # the last hop ended without any byte of an answer, on a connection used before
         self._left_whole = False  # the whole request of the last hop had left
         self._ambiguous = False
@@ -384,6 +407,8 @@ class Run:
             try:
                 return await self._follow(fresh)
             except (TransportError, TimedOut, ResponseError) as error:
+                if self._recalled and isinstance(error, (ConnectFailed, ConnectTimedOut, RedirectRefused)):
+                    self._shared.forget_place(self._job.intent)  # not to be reached there any more: the endpoint knows
                 decision = self._again(error)
                 if isinstance(decision, retry.GiveUp):
                     if decision.reason == "not-replayable":
@@ -451,7 +476,7 @@ class Run:
                 if job.check_answer is not None:
                     job.check_answer(answered.reply)
                 self._mark_last("stored" if job.intent.method == "PUT" else "answered")
-                self._keep_region(target)
+                self._keep_facts(target)
                 self._shared.budget.refund()
                 return self._outcome(answered)
             if 200 <= response.status < 300:
@@ -471,7 +496,10 @@ class Run:
             following = await self._decide(visits, answer, answered.address)
             if following is None:
                 self._mark_last("answered" if job.any_status else "refused")
-                self._keep_region(target)
+                self._keep_facts(target)
+                if document.code == "NoSuchBucket":  # deleted, and perhaps made again elsewhere
+                    self._shared.regions.forget(job.intent.bucket)
+                    self._shared.forget_place(job.intent)
                 if job.any_status:
                     return self._outcome(answered)
                 raise self._refusal(answered, document)
@@ -487,6 +515,8 @@ class Run:
             decision = redirect.decide(intent, visits, answer, policy)
         if decision is None or isinstance(decision, redirect.Discover):
             return None
+        if self._recalled and len(visits) == 1:
+            self._shared.forget_place(intent)  # contradicted
         unsigned = isinstance(decision, redirect.Follow) and not decision.sign
         if unsigned and self._job.payload_hash == signing.STREAMING_UNSIGNED_PAYLOAD_TRAILER:
             # Whoever is not told of the framing stores it as part of the object.
@@ -510,6 +540,7 @@ class Run:
             decision.region,
             decision.sign,
             learned_region=decision.learned_region,
+            learned_place=_Place(decision.url.origin, address) if decision.lasting else None,
             redirected_by=address if decision.check_address else None,
             redirect_status=answer.status,
         )
@@ -517,10 +548,12 @@ class Run:
     def _refused(self, refuse: redirect.Refuse, status: int, code: str = "") -> RedirectRefused:
         return dataclasses.replace(refuse, message=f"{self._job.what}: {refuse.message}").error(status, code)
 
-    def _keep_region(self, target: Target) -> None:
-        """A region that an answer named is a fact once the host it led to has answered."""
+    def _keep_facts(self, target: Target) -> None:
+        """A region or a place that an answer named is a fact once the host it led to has answered."""
         if target.learned_region and self._job.intent.bucket:
             self._shared.regions.learn(self._job.intent.bucket, target.learned_region)
+        if target.learned_place is not None:
+            self._shared.learn_place(self._job.intent, target.learned_place)
 
     async def _discover(self, question: redirect.Discover) -> str:
         """Ask the bucket itself for its region: any answer to a HEAD of it carries one. "" when it does not."""
@@ -533,6 +566,14 @@ class Run:
         if self._job.start is not None and self._attempt == 1:
             return self._job.start
         region = self._shared.regions.get(intent.bucket) if intent.bucket and intent.signed else ""
+        place = self._shared.place(intent)
+        known = (
+            redirect.recall(intent, place.origin, region or intent.region, self._config.redirects) if place else None
+        )
+        self._recalled = known is not None
+        if known is not None and place is not None:
+            told_by = place.told_by if known.check_address else None
+            return Target(known.url, known.region, known.sign, redirected_by=told_by, redirect_status=301)
         if region and intent.endpoint is not None and region != intent.region:
             url = s3.address(
                 intent.endpoint,
@@ -751,6 +792,7 @@ class Run:
                 connect_timeout_s=self._config.connect_timeout_s,
                 check=check,
                 fresh=fresh,
+                avoid=self._last_address if fresh else "",
                 tunnel=None if forwarded else proxy,
             )
         except AddressRefused as refused:
@@ -758,6 +800,7 @@ class Run:
             raise self._refused(refuse, target.redirect_status) from None
         if not acquired.reused:
             self._tell(events.Resolved, (proxy or target.url).host, acquired.addresses, acquired.resolve_s)
+        self._last_address = acquired.connection.address
         self._tell(events.Connected, str(origin), acquired.connection.address, acquired.reused, acquired.connect_s)
         return acquired
 
@@ -850,6 +893,8 @@ class Run:
         sink = self._job.sink
         assert sink is not None
         if status < 300:
+            if not self._sink_used and self._connection is not None:
+                self._tell(events.Receiving, self._connection.answer_size)
             self._sink_used = True
             sink(view)
         else:

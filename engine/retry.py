@@ -55,7 +55,6 @@ class Fault(Enum):
     STALLED = "stall_timeout_s passed"
     UNANSWERED = "response_timeout_s passed"
     ANSWER = "a final status"
-    CLOCK_SKEW = "the signature was refused for its date, and the clock has been corrected since"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +96,12 @@ class Again:
 @dataclass(frozen=True, slots=True)
 class GiveUp:
     """Raise the error. `reason`: "not-retryable", "too-many-attempts", "not-replayable" (all else spoke for another attempt),
-    "not-idempotent", "retry-after-too-long", "clock-already-corrected"."""
+    "not-idempotent", "retry-after-too-long"."""
 
     reason: str
 
 
 _AMBIGUOUS: Final = frozenset({Fault.STALE, Fault.LOST, Fault.STALLED, Fault.UNANSWERED})
-_UNCOUNTED: Final = frozenset({Fault.STALE, Fault.CLOCK_SKEW})
 # Statuses by which a gateway says that it does not know what became of the request.
 _AMBIGUOUS_STATUSES: Final = frozenset({408, 500, 502, 503, 504})
 
@@ -116,12 +114,11 @@ def decide(
     replayable: bool,
     body_bytes_left: int,
     random: float,
-    clock_corrected: bool = False,
 ) -> Again | GiveUp:
     """What to do after `failure`, which ended attempt number `attempt` (from 1).
 
     `replayable`: the source can be read again. `body_bytes_left`: body bytes of this attempt that left the source, sent or not.
-    `random`: uniform in [0, 1). `clock_corrected`: a CLOCK_SKEW was answered once in this call.
+    `random`: uniform in [0, 1).
 
     A STALE connection is tried again at once and not counted: servers close idle connections whenever they like (S3 after about
     5 s), so the fault says nothing about the server, and every browser and Go's client do the same. It cannot go on for ever,
@@ -131,7 +128,7 @@ def decide(
     ambiguous = fault in _AMBIGUOUS or failure.status in _AMBIGUOUS_STATUSES
     if fault is Fault.ANSWER and not is_transient(failure.status, failure.code):
         return GiveUp("not-retryable")
-    if fault not in _UNCOUNTED and attempt >= retry.max_attempts:
+    if fault is not Fault.STALE and attempt >= retry.max_attempts:
         return GiveUp("too-many-attempts")
     if body_bytes_left and not replayable:
         return GiveUp("not-replayable")
@@ -139,10 +136,6 @@ def decide(
         return GiveUp("not-idempotent")
     if fault is Fault.STALE:
         return Again(0.0, fresh_connection=True, counts=False, ambiguous=True)
-    if fault is Fault.CLOCK_SKEW:
-        if clock_corrected:
-            return GiveUp("clock-already-corrected")
-        return Again(0.0, fresh_connection=False, counts=False, ambiguous=False)
     asked_s = failure.retry_after_s or 0.0
     if asked_s > limits.RETRY_AFTER_MAX_S:
         return GiveUp("retry-after-too-long")

@@ -279,39 +279,6 @@ class Signer:
         self._second = second
 
 
-def signature_for(
-    credentials: Credentials,
-    method: str,
-    target: str,
-    signed: Sequence[str],
-    fields: Iterable[Field],
-    *,
-    region: str,
-    amz_date: str,
-    payload_hash: str,
-    service: str = "s3",
-) -> str:
-    """The signature (64 hex digits) that a received request should carry, for the server's side.
-
-    Args:
-      target: the request target as received (path and query).
-      signed: names from the Authorization field's SignedHeaders, lower-case, in its order.
-      fields: all that were received, Host among them.
-      amz_date: the x-amz-date received; payload_hash: the x-amz-content-sha256 received.
-
-    Compare with `hmac.compare_digest`. A name in `signed` that was not received counts as empty; what must be in `signed`
-    (host, every x-amz-*) is for the caller to check.
-    """
-    headers: dict[str, str] = {}
-    for name, value in fields:
-        lowered, value = name.lower(), " ".join(value.split())
-        headers[lowered] = f"{headers[lowered]},{value}" if lowered in headers else value
-    path, _question, query = target.partition("?")
-    canonical = _canonical_request(method, path, query, signed, headers, payload_hash)
-    scope = f"{amz_date[:8]}/{region}/{service}/aws4_request"
-    return _signature(credentials, canonical, amz_date, region, service, scope)
-
-
 def format_date(now: datetime) -> str:
     """The text of x-amz-date, as in "20130524T000000Z". Raises UsageError when `now` is naive."""
     if now.tzinfo is not timezone.utc:

@@ -19,13 +19,16 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @contextmanager
 def raw_server(
-    *answers: Callable[[Any], object], backlog: int = 16, context: ssl.SSLContext | None = None
+    *answers: Callable[[Any], object],
+    backlog: int = 16,
+    context: ssl.SSLContext | None = None,
+    at: tuple[str, int] = ("127.0.0.1", 0),
 ) -> Iterator[str]:
     """Yields "http://127.0.0.1:PORT", or https with a `context`: what the functions are given is then an SSLSocket.
 
     The n-th connection is handed to the n-th function, in a thread of its own; it is closed when the function returns. What a
     function raises fails the test, but for a client that has gone."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
+    listener = socket.create_server(at, backlog=backlog)
     failed: list[BaseException] = []
 
     def answer(connection: socket.socket, function: Callable[[Any], object]) -> None:
@@ -56,7 +59,7 @@ def raw_server(
     threads = [threading.Thread(target=serve)]
     threads[0].start()
     try:
-        yield f"{'https' if context else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{'https' if context else 'http'}://{at[0]}:{listener.getsockname()[1]}"
     finally:
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)

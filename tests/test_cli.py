@@ -547,6 +547,40 @@ def test_the_trace_shows_heads_and_no_secret(
     assert "X-Amz-Signature=REDACTED" in plain.err
 
 
+def test_config_explains_every_field_every_option_and_every_variable(
+    putengine: Putengine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the engine reads is found in its text, what the command line takes in its parser: a new one cannot be left out."""
+    told = putengine("config", "--explain").out
+    for field in dataclasses.fields(engine.Config):
+        assert re.search(rf"^(proxy for|{field.name})\b", told, re.MULTILINE), field.name
+    sources = [path.read_text() for path in (ROOT / "engine").glob("*.py") if path.stem not in ("explain", "arguments")]
+    read = set(re.findall(r'environ(?:\.get\(|\[)"(\w+)"', "".join(sources))) | {
+        "AWS_PROFILE",
+        "http_proxy",
+        "HTTPS_PROXY",
+    }
+    read |= set(re.findall(r'"(AWS_USE_\w+)"', "".join(sources)))
+    assert {"AWS_REGION", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE", "AWS_USE_FIPS_ENDPOINT"} <= read
+    elsewhere = {
+        "TERM",
+        "NO_COLOR",
+        "TMPDIR",
+        "SSL_CERT_DIR",
+        "SSLKEYLOGFILE",
+        "AWS_EC2_METADATA_DISABLED",
+        "ENGINE_TLS",
+    }
+    parts = {"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CREDENTIAL_EXPIRATION", "AWS_ACCESS_KEY_ID"}
+    for name in sorted(read - elsewhere - parts):
+        for other in read - parts:
+            monkeypatch.delenv(other, raising=False)
+        value = "http://127.0.0.1:9" if "URL" in name or "proxy" in name.lower() else "true"
+        monkeypatch.setenv(name, value)
+        shown = putengine("config", "--explain").out
+        assert re.search(rf"\b{name}\b +{re.escape(value)}", shown), f"{name} is read but not explained\n{shown}"
+
+
 def test_config_explains_every_setting_and_shows_no_secret(
     putengine: Putengine, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

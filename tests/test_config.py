@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
+from urllib.parse import urlsplit
 
+import botocore.config
+import botocore.session
 import pytest
 
 import engine
@@ -100,3 +103,62 @@ def test_an_override_takes_what_is_given_and_checks_it() -> None:
 
 def test_a_proxy_s_password_is_in_no_repr() -> None:
     assert "hunter2" not in repr(Config(proxy="http://user:hunter2@proxy.example:3128"))
+
+
+ENDPOINTS = [
+    ({}, {}, "bucket.s3.eu-west-1.amazonaws.com"),
+    ({"use_dualstack_endpoint": True}, {}, "bucket.s3.dualstack.eu-west-1.amazonaws.com"),
+    ({"use_accelerate_endpoint": True}, {}, "bucket.s3-accelerate.amazonaws.com"),
+    (
+        {"use_dualstack_endpoint": True, "use_accelerate_endpoint": True},
+        {},
+        "bucket.s3-accelerate.dualstack.amazonaws.com",
+    ),
+    ({}, {"AWS_USE_DUALSTACK_ENDPOINT": "true"}, "bucket.s3.dualstack.eu-west-1.amazonaws.com"),
+    ({"use_dualstack_endpoint": False}, {"AWS_USE_DUALSTACK_ENDPOINT": "true"}, "bucket.s3.eu-west-1.amazonaws.com"),
+    ({}, {"AWS_USE_FIPS_ENDPOINT": "True"}, "bucket.s3-fips.eu-west-1.amazonaws.com"),
+    (
+        {"use_fips_endpoint": True, "use_dualstack_endpoint": True},
+        {},
+        "bucket.s3-fips.dualstack.eu-west-1.amazonaws.com",
+    ),
+    ({}, {"AWS_USE_FIPS_ENDPOINT": "false"}, "bucket.s3.eu-west-1.amazonaws.com"),
+]
+
+
+@pytest.mark.parametrize(("options", "environment", "host"), ENDPOINTS)
+def test_dual_stack_fips_and_accelerate_endpoints_are_botocores(
+    options: dict[str, Any], environment: dict[str, str], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    client = engine.Client(region="eu-west-1", config=Config(**options))
+    assert client._place("s3://bucket/key", {}).url.host == host
+    # What boto3's users write the same settings as; the environment is read by both.
+    own = dict(options)
+    accelerates = own.pop("use_accelerate_endpoint", False)
+    theirs = botocore.config.Config(s3={"use_accelerate_endpoint": accelerates, "addressing_style": "virtual"}, **own)
+    session = botocore.session.Session()
+    session.set_credentials("access", "secret")
+    presigned = session.create_client("s3", "eu-west-1", config=theirs).generate_presigned_url(
+        "put_object", Params={"Bucket": "bucket", "Key": "key"}
+    )
+    assert urlsplit(presigned).hostname == host
+
+
+@pytest.mark.parametrize("kind", ["dualstack", "fips", "accelerate"])
+def test_who_counts_on_a_kind_of_endpoint_is_not_given_another(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {f"use_{kind}_endpoint": True}
+    client = engine.Client(endpoint_url="http://store.example:9000", config=Config(**options))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=f"use_{kind}_endpoint is about AWS's own endpoints"):
+        client._place("s3://bucket/key", {})
+    if kind == "fips":
+        monkeypatch.setenv("AWS_USE_FIPS_ENDPOINT", "true")
+        with pytest.raises(UsageError, match="fips"):
+            engine.Client(endpoint_url="http://store.example:9000")._place("s3://bucket/key", {})
+
+
+@pytest.mark.parametrize("name", ["use_dualstack_endpoint", "use_fips_endpoint", "use_accelerate_endpoint"])
+def test_a_kind_of_endpoint_is_wanted_or_not(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        Config(**{name: "sometimes"})

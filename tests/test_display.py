@@ -245,3 +245,11 @@ def test_the_trace_shows_heads_as_they_go_and_come() -> None:
 )
 def test_the_trace_tells_what_happens_between(event: events.Event, text: str) -> None:
     assert display.trace_lines(event, 0.0) == [f"  0.0000 * {text}"]
+
+
+def test_a_get_shows_how_much_of_how_much_has_come() -> None:
+    stream = io.StringIO()
+    progress = display.TransferProgress(display.StatusLine(stream, "line"))
+    progress.on_event(events.Receiving(0.0, 4096))
+    progress.tick_get(1024)
+    assert "25 %  1.00 KiB of 4.00 KiB" in stream.getvalue()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import pickle
+import socket
 import time
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ import uvloop
 import engine
 from engine import events
 from tests.conftest import Server
+from tests.peers import raw_server, read_head
 
 SIZE = 2 << 20
 
@@ -115,3 +117,37 @@ def test_events_are_frozen_values_which_can_be_pickled(kind: type) -> None:
 def test_every_kind_of_event_is_in_the_union() -> None:
     kinds = {kind for kind in vars(events).values() if dataclasses.is_dataclass(kind)}
     assert kinds == set(get_args(events.Event))
+
+
+def test_a_get_tells_the_size_of_what_comes_when_it_begins_to_come(server: Server) -> None:
+    bucket = "redirect-307.events"
+    heard: list[events.Event] = []
+
+    async def main() -> None:
+        async with engine.Client(**server.options) as client:
+            await client.put(bytes(SIZE), f"s3://{bucket}/got")
+            count = await client.get(f"s3://{bucket}/got", lambda piece: None, on_event=heard.append)
+            assert count == SIZE
+
+    uvloop.run(main())
+    [size] = [event.size for event in heard if isinstance(event, events.Receiving)]
+    told = names(heard)
+    assert told.index("Receiving") > max(n for n, name in enumerate(told) if name == "HeadSent")
+    assert told.index("Receiving") < len(told) - 2
+    assert size == SIZE
+
+
+def test_an_answer_of_unknown_length_is_told_as_such() -> None:
+    heard: list[events.Event] = []
+
+    def answer(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+
+    async def main(url: str) -> int:
+        async with engine.Client() as client:
+            return await client.get(f"{url}/k", lambda piece: None, on_event=heard.append)
+
+    with raw_server(answer) as url:
+        assert uvloop.run(main(url)) == 3
+    assert [event.size for event in heard if isinstance(event, events.Receiving)] == [None]

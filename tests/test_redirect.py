@@ -89,7 +89,9 @@ THERE = "http://127.0.0.1:9001/bkt/dir/a%20b"
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_method_and_body_are_kept(method: str, status: int) -> None:
     decision = answered(s3_intent(LOOPBACK, method), Answer(status, (THERE,)))
-    assert decision == Follow(parse_url(THERE), "us-east-1", "location", "", check_address=True, sign=True)
+    assert decision == Follow(
+        parse_url(THERE), "us-east-1", "location", "", check_address=True, sign=True, lasting=status in (301, 308)
+    )
 
 
 @pytest.mark.parametrize(

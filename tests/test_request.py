@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 import socket
 import time
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 import engine
-from engine import checksums, limits
+from engine import checksums, limits, redirect, s3, wire
+from engine.retry import Budget
+from tests.conftest import Server
 from tests.peers import CONTINUE, OK, raw_server, read_head, read_request
 
 Make = Callable[..., engine.Client]
@@ -38,6 +41,205 @@ def chunked_body(connection: socket.socket) -> bytes:
         assert file.readline() == b"\r\n"
     assert file.readline() == b"\r\n"
     return body
+
+
+# --- what is known of a bucket ---------------------------------------------------------------------------------------------
+
+
+def statuses(result: engine.PutResult) -> list[int]:
+    return [hop.status for hop in result.hops]
+
+
+@pytest.mark.parametrize(("status", "second"), [(301, [200]), (308, [200]), (307, [307, 200]), (302, [302, 200])])
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_where_a_301_leads_is_remembered_for_the_bucket_and_where_a_307_leads_is_not(
+    server: Server, client_of: Make, run: Run, status: int, second: list[int], anonymous: bool
+) -> None:
+    async def main(**options: Any) -> None:
+        async with client_of(**options) as client:
+            bucket = f"redirect-{status}.memory"
+            first = await client.put(b"x" * 100_000, f"s3://{bucket}/one?#")
+            assert statuses(first) == [status, 200]
+            assert statuses(await client.put(b"x" * 100_000, f"s3://{bucket}/two")) == second
+            assert [hop.status for hop in (await client.head(f"s3://{bucket}/one?#")).hops] == second
+            assert statuses(await client.put(b"x" * 100_000, f"s3://{bucket}.other/one")) == [status, 200]
+
+    if not anonymous:
+        run(main())
+        return
+    with engine.sandbox.start(anonymous=True) as running:
+        run(main(endpoint_url=running.redirector_url, region=running.region, credentials=engine.ANONYMOUS))
+
+
+def test_a_301_that_changes_more_than_the_host_is_not_remembered(server: Server, client_of: Make, run: Run) -> None:
+    async def main() -> None:
+        async with client_of() as client:
+            for _number in range(2):
+                assert statuses(await client.put(b"x" * 100_000, "s3://redirect-301-query/k")) == [301, 200]
+                assert statuses(await client.put(b"x" * 100_000, "s3://redirect-301-hops-2/k")) == [301, 301, 200]
+
+    run(main())
+
+
+NO_BUCKET = b"<Error><Code>NoSuchBucket</Code></Error>"
+CONTRADICTIONS = {
+    "redirect": None,
+    "no-such-bucket": b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s" % (len(NO_BUCKET), NO_BUCKET),
+    "gone": b"",
+}
+
+
+@pytest.mark.parametrize("contradiction", CONTRADICTIONS)
+def test_a_place_is_forgotten_when_contradicted(server: Server, run: Run, contradiction: str) -> None:
+    """The bucket moves: from the endpoint to another host by 301, and then from there back to a third."""
+
+    def moved(url: str) -> Callable[[socket.socket], None]:
+        def answer(connection: socket.socket) -> None:
+            head = read_head(connection)
+            path = head.split(b" ")[1].decode()
+            connection.sendall(redirect_to(f"{url}{path}").replace(b"307 Temporary Redirect", b"301 Moved Permanently"))
+
+        return answer
+
+    def then(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(OK)
+        if contradiction == "gone":
+            return
+        read_head(connection)
+        connection.sendall(CONTRADICTIONS[contradiction] or redirect_to(f"{server.store_url}/store/k"))
+
+    async def main(here: str) -> None:
+        async with engine.Client(**{**server.options, "endpoint_url": here}) as client:
+            put = lambda: client.put(b"x" * 100_000, "s3://store/k", retry=QUICK)  # noqa: E731
+            assert statuses(await put()) == [301, 200]
+            if contradiction == "redirect":
+                assert statuses(await put()) == [307, 200]
+            elif contradiction == "no-such-bucket":
+                with pytest.raises(engine.NotFound):
+                    await put()
+            else:
+                stop.close()
+                result = await put()
+                assert [hop.status for hop in result.hops][-2:] == [301, 200]
+                assert result.attempts >= 2
+                return
+            assert statuses(await put()) == [301, 200]  # asked at the endpoint again
+
+    stop = contextlib.ExitStack()
+    with stop:
+        there = stop.enter_context(raw_server(then))
+        with raw_server(moved(there), moved(server.store_url)) as here:
+            run(main(here))
+
+
+def test_a_remembered_place_is_judged_for_every_request_anew() -> None:
+    """What may not cross to another origin does not, though an earlier request without it was led there."""
+    endpoint = s3.Endpoint.from_url("http://store.example", "r")
+    intent = redirect.Intent("PUT", s3.address(endpoint, "b", "k"), False, "", "b", "k", endpoint)
+    there = wire.parse_url("http://elsewhere.example/").origin
+    policy = redirect.RedirectPolicy()
+    assert redirect.recall(intent, there, "", policy) is not None
+    secret = dataclasses.replace(intent, fields=(("x-api-key", "swordfish"),))
+    assert redirect.recall(secret, there, "", policy) is None
+    signed = dataclasses.replace(intent, signed=True, region="r")
+    assert redirect.recall(signed, there, "r", policy) is None
+    listed = redirect.RedirectPolicy(hosts=("elsewhere.example",))
+    followed = redirect.recall(signed, there, "r", listed)
+    assert followed is not None
+    assert (str(followed.url), followed.region, followed.sign) == ("http://elsewhere.example/b/k", "r", True)
+
+
+# --- tried again ------------------------------------------------------------------------------------------------------------
+
+
+def answers(*lines: bytes) -> Callable[[socket.socket], None]:
+    """One connection on which each request gets the next answer."""
+
+    def answer(connection: socket.socket) -> None:
+        for line in lines:
+            read_request(connection)
+            connection.sendall(line)
+
+    return answer
+
+
+TIMED_OUT = b"<Error><Code>RequestTimeout</Code><Message>Your socket connection was idle</Message></Error>"
+REQUEST_TIMEOUT = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(TIMED_OUT),
+    TIMED_OUT,
+)
+
+
+def test_a_400_request_timeout_is_tried_again_and_another_400_is_not(run: Run) -> None:
+    with raw_server(answers(REQUEST_TIMEOUT), answers(OK)) as url:
+        result = run(engine.put_async(b"abc", f"{url}/key", retry=QUICK))
+    assert (result.attempts, result.body_bytes_sent, statuses(result)) == (2, 6, [400, 200])
+    other = REQUEST_TIMEOUT.replace(b"RequestTimeout", b"InvalidRequest")
+    with raw_server(answers(other)) as url, pytest.raises(engine.ResponseError) as caught:
+        run(engine.put_async(b"abc", f"{url}/key", retry=QUICK))
+    assert caught.value.attempts == 1
+
+
+def test_another_attempt_takes_a_fresh_connection_though_the_old_one_could_be_used(run: Run) -> None:
+    busy = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n"
+    with raw_server(answers(busy), answers(OK)) as url:
+        result = run(engine.put_async(b"abc", f"{url}/key", retry=QUICK))
+    assert statuses(result) == [503, 200]
+
+
+def test_another_attempt_goes_to_another_address_of_the_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n"
+    with raw_server(answers(busy)) as url, raw_server(answers(OK), at=("127.0.0.2", wire.parse_url(url).port)):
+
+        async def resolve(origin: wire.Origin) -> list[Any]:
+            return [(socket.AF_INET, (address, origin.port)) for address in ("127.0.0.1", "127.0.0.2")]
+
+        monkeypatch.setattr("engine.pool.resolve", resolve)
+        result = run(engine.put_async(b"abc", url.replace("127.0.0.1", "store.test") + "/key", retry=QUICK))
+    assert statuses(result) == [503, 200]
+
+
+def test_an_outage_is_not_met_with_three_times_the_load(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget of the client: after its tokens are spent, failures are errors at the first attempt."""
+    monkeypatch.setattr("engine.request.retry.Budget", lambda: Budget(20))
+    busy = b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+    async def main(url: str) -> list[int]:
+        attempts = []
+        async with engine.Client() as client:
+            for number in range(5):
+                with pytest.raises(engine.ResponseError) as caught:
+                    await client.put(b"abc", f"{url}/{number}", retry=QUICK)
+                attempts.append(caught.value.attempts)
+        return attempts
+
+    with raw_server(*[answers(busy)] * 9) as url:
+        assert run(main(url)) == [3, 3, 1, 1, 1]
+
+
+def test_a_hundred_puts_at_once_refresh_the_credentials_once(server: Server, client_of: Make, run: Run) -> None:
+    asked: list[float] = []
+    later_s = 0.0
+
+    def clock() -> float:
+        return time.time() + later_s
+
+    def fetch() -> engine.Credentials:
+        asked.append(clock())
+        time.sleep(0.05)
+        return dataclasses.replace(server.credentials, expires_at=clock() + 3600)
+
+    async def main() -> None:
+        nonlocal later_s
+        async with client_of(credentials=fetch) as client:
+            client._provider._clock = clock
+            for round_number in (1, 2, 3):
+                await asyncio.gather(*(client.put(b"x", f"s3://store/refresh/{n}") for n in range(100)))
+                assert len(asked) == round_number
+                later_s += 4000  # what was fetched has expired
+
+    run(main())
 
 
 # --- what cannot be sent again --------------------------------------------------------------------------------------------

@@ -39,9 +39,9 @@ def again(failure: Failure, attempt: int = 1, **options: Any) -> Again | GiveUp:
 def test_every_fault_of_the_network_is_tried_again(fault: Fault) -> None:
     decision = again(Failure(fault), body_bytes_left=1000)
     assert isinstance(decision, Again)
-    assert decision.fresh_connection is (fault is not Fault.CLOCK_SKEW)
+    assert decision.fresh_connection
     assert decision.ambiguous is (fault in (Fault.STALE, Fault.LOST, Fault.STALLED, Fault.UNANSWERED))
-    assert decision.counts is (fault not in (Fault.STALE, Fault.CLOCK_SKEW))
+    assert decision.counts is (fault is not Fault.STALE)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,6 @@ def test_attempts_end() -> None:
     assert decide(never, 1, Failure(Fault.STALE), **options) == Again(
         0.0, fresh_connection=True, counts=False, ambiguous=True
     )
-
-
-def test_the_clock_is_corrected_once() -> None:
-    assert again(Failure(Fault.CLOCK_SKEW), attempt=3) == Again(
-        0.0, fresh_connection=False, counts=False, ambiguous=False
-    )
-    assert again(Failure(Fault.CLOCK_SKEW), clock_corrected=True) == GiveUp("clock-already-corrected")
 
 
 @given(st.integers(1, 10_000), st.floats(0, 0.999999), st.floats(0, 100), st.floats(0, 100))
@@ -268,17 +261,14 @@ def test_a_retry_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
 )
 def test_every_call_ends(faults: list[Fault], max_attempts: int, stale_first: bool) -> None:
     """A caller that keeps its counts as the decisions say, against a peer that fails for ever."""
-    retry, attempt, corrected, tries = Retry(max_attempts), 1, False, 0
+    retry, attempt, tries = Retry(max_attempts), 1, 0
     script = ([Fault.STALE] if stale_first else []) + faults
     for fault in script:
         tries += 1
         failure = Failure(fault, 503 if fault is Fault.ANSWER else 0)
-        decision = decide(
-            retry, attempt, failure, replayable=True, body_bytes_left=9, random=0.0, clock_corrected=corrected
-        )
+        decision = decide(retry, attempt, failure, replayable=True, body_bytes_left=9, random=0.0)
         if isinstance(decision, GiveUp):
             break
-        corrected = corrected or fault is Fault.CLOCK_SKEW
         attempt += decision.counts
     assert isinstance(decision, GiveUp)
-    assert tries <= max_attempts + 2
+    assert tries <= max_attempts + 1
