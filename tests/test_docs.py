@@ -124,7 +124,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_files_named_in_the_documents_exist(path: Path) -> None:
-    named = re.findall(r"`((?:engine|tests|tools|bench|docs|\.ci)/[\w./-]*)`", path.read_text())
+    named = re.findall(r"`((?:engine|tests|tools|bench|docs|examples|\.ci)/[\w./-]*)`", path.read_text())
     gone = [name for name in named if not (ROOT / name).exists()]
     assert not gone, f"{name_of(path)} names files which are not there: {gone}"
 

@@ -316,6 +316,63 @@ def test_100_and_307_microseconds_apart_let_no_body_byte_go(
     assert sum(record.body_bytes for record in server.records() if record.status == 307) == 0
 
 
+# --- refused on the head alone -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"if_none_match": "*"}, {"if_match": "another"}], ids=["if-none-match", "if-match"]
+)
+@pytest.mark.parametrize("size", [100_000, 8 * MIB])
+def test_a_condition_that_does_not_hold_costs_no_body_byte(
+    server: Server, client_of: Make, run: Run, options: dict[str, Any], size: int
+) -> None:
+    async def main() -> None:
+        async with client_of() as client:
+            await client.put(b"first", "s3://store/conditional")
+            with pytest.raises(engine.PreconditionFailed) as caught:
+                await client.put(bytes(size), "s3://store/conditional", **options)
+            [hop] = caught.value.hops
+            assert (hop.status, hop.body_bytes_sent, hop.body_bytes_read) == (412, 0, 0)
+
+    run(main())
+    refused = server.records()[-1]
+    assert (refused.status, refused.body_bytes, refused.continue_at) == (412, 0, None)
+    assert server.object("store", "conditional").size == 5
+
+
+ASKED_FOR = {
+    "metadata": ({"metadata": {"a": "b"}}, "x-amz-meta-a"),
+    "tagging": ({"tagging": {"a": "b"}}, "x-amz-tagging"),
+    "storage-class": ({"storage_class": "NO_SUCH"}, "x-amz-storage-class"),
+    "acl": ({"acl": "public-read"}, "x-amz-acl"),
+    "sse-s3": ({"sse": "AES256"}, "x-amz-server-side-encryption"),
+    "sse-kms": ({"sse_kms_key_id": "gone"}, "x-amz-server-side-encryption-aws-kms-key-id"),
+    "sse-c": ({"sse_customer_key": bytes(32)}, "x-amz-server-side-encryption-customer-key"),
+    "requester-pays": ({"request_payer": True}, "x-amz-request-payer"),
+    "checksum": ({"checksum": "sha256"}, "x-amz-checksum-sha256"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED_FOR)
+@pytest.mark.parametrize("status", [400, 403, 501])
+def test_what_a_store_refuses_to_do_with_an_object_it_refuses_before_the_body(
+    server: Server, client_of: Make, run: Run, big_file: Path, name: str, status: int
+) -> None:
+    """All that can be asked for is in the head, so that the server can say no to it there."""
+    options, field = ASKED_FOR[name]
+
+    async def main() -> None:
+        async with client_of() as client:
+            with pytest.raises(engine.ResponseError) as caught:
+                await client.put(big_file, f"s3://answer-{status}.{name}/key", **options)  # type: ignore[arg-type]
+            assert (caught.value.status, caught.value.body_bytes_sent) == (status, 0)
+
+    run(main())
+    [refused] = server.records()
+    assert refused.get(field)
+    assert refused.body_bytes == 0
+
+
 # --- refused in mid-body -------------------------------------------------------------------------------------------------
 
 

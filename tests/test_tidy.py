@@ -76,7 +76,11 @@ TESTED_ELSEWHERE = {
 MODULES = sorted(ENGINE.glob("*.py"))
 PYTHON = [
     ROOT / "setup.py",
-    *(path for folder in ("engine", "tests", "bench", "tools") for path in sorted((ROOT / folder).rglob("*.py"))),
+    *(
+        path
+        for folder in ("engine", "tests", "bench", "tools", "examples")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ),
 ]
 TEXT = sorted(
     {
