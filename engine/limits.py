@@ -35,9 +35,7 @@ CLOSE_GRACE_S: Final = 1.0  # for the transports of a closing client to say good
 
 # --- connections ----------------------------------------------------------------------------------------------------
 CONNECTIONS_MAX: Final = 64  # of one client; the sender has as many threads at most
-SOURCES_PER_CONNECTION: Final = (
-    2  # open at once: one is sent, one is hashed or waits; a process may have 1024 descriptors
-)
+SOURCES_PER_CONNECTION_MAX: Final = 2  # open: one is sent, one waits or is hashed; often 1024 descriptors are all
 NOTSENT_LOWAT_BYTES: Final = 256 * KIB  # unsent bytes in the socket: bounds what is wasted on an abort (Linux ≥ 4.6)
 RECEIVE_BUFFER_BYTES: Final = 256 * KIB  # one per loop, shared: it is parsed before the next read
 TLS_RECEIVE_BYTES: Final = 64 * KIB  # one receive of a handshake: a server's whole flight is below 8 KiB

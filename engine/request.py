@@ -97,7 +97,7 @@ class Shared:
         self._disinherit()
         if self._pool is None:
             self._pool = Pool(max_connections=self._max_connections, max_idle_s=self._max_idle_s, tls=self._tls)
-            self._turns = Turns(limits.SOURCES_PER_CONNECTION * self._max_connections)
+            self._turns = Turns(limits.SOURCES_PER_CONNECTION_MAX * self._max_connections)
             self._loop, self._pid = loop, os.getpid()
         elif self._loop is not loop:
             raise UsageError("a Client belongs to the event loop it was first used on; make one for each loop")
