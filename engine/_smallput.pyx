@@ -432,6 +432,8 @@ cdef class SmallPuts:
         put.pool = self.pool()
         if put.pool is None:
             return None
+        if route.bucket and self.shared._places and (route.origin, route.bucket) in self.shared._places:
+            return None  # it has moved for good, and `Run` knows where to
         put.owner, put.route = self, route
         signature = b"\r\n"
         if route.provider is not None:
