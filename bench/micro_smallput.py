@@ -151,7 +151,7 @@ def main() -> None:
     about = machine(enter_namespace())
     there = [name for name in PEERS if importlib.util.find_spec(name)]
     about["versions"] = {name: version(name) for name in ("uvloop", *there)}
-    rounds, count, mib = (1, 200, 16) if arguments.quick else (arguments.rounds, 10_000, 2048)
+    rounds, count, mib = (1, 200, 16) if arguments.quick else (arguments.rounds, 5_000, 1024)
     peers = tuple(who for name in there for who in PEERS[name])
     directory = Path(tempfile.mkdtemp())
     rows: list[Row] = []

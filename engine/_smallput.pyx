@@ -109,7 +109,8 @@ cdef class Route:
       usable: False (as at first) when such puts go the long way; the others then have no meaning.
       head_before, head_after, head_end: a head up to the key, from there to the length, and from there on.
       exchange_of(put): makes the Exchange that a put did without.
-      algorithm, checksum_field, compute, verify: of the checksum; `compute(source)` gives its text, None for no checksum; `hashing.verify`.
+      algorithm, checksum_field, compute, verify: of the checksum; `compute(source)` gives its text, None for none at all; `verify`
+        is hashing's.
       provider, make_signer: of a signed put, else None; `make_signer(credentials)` makes a `signing.Signer`.
       path_before, shown_before: of the URL, up to the key; for the signature, and for people.
       is_key, key_max, size_max: whether it is an S3 key; bytes of the longest key and body.
