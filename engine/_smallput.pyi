@@ -31,32 +31,32 @@ class Receiver:
 
 @final
 class Route:
+    usable: bool
+    origin: Origin
+    provider: object
+    exchange_of: Callable[[SmallPut], Exchange]
+    make_signer: Callable[[Credentials], object]
+    compute: Callable[[Any], str] | None
+    verify: Callable[..., bool]
+    head_before: bytes
+    head_after: bytes
+    head_end: bytes
+    path_before: str
+    shown_before: str
+    region: str
+    bucket: str
+    algorithm: str
+    checksum_field: str
+    is_key: bool
+    key_max: int
+    size_max: int
+    response_timeout_s: float
     def __init__(
         self,
         prefix: str,
         options: Mapping[str, Any],
         config: object,
         variables: Sequence[str],
-    ) -> None: ...
-    def use(
-        self,
-        *,
-        origin: Origin,
-        exchange_of: Callable[[SmallPut], Exchange],
-        head: tuple[bytes, bytes, bytes],
-        path_before: str,
-        shown_before: str,
-        is_key: bool,
-        key_max: int,
-        size_max: int,
-        response_timeout_s: float,
-        algorithm: str,
-        compute: Callable[[Any], str] | None,
-        verify: Callable[..., bool],
-        provider: object,
-        make_signer: Callable[[Credentials], object],
-        region: str,
-        bucket: str,
     ) -> None: ...
 
 @final

@@ -104,48 +104,40 @@ cdef class Route:
     """What puts to keys below one URL, made by one client with the same options, have in common. Made by `smallput`.
 
     `config`: the client's. `variables`: of the environment, those it depends on: with others it has to be made anew.
-    `usable`: False when such puts go the long way.
+
+    Attributes:
+      usable: False (as at first) when such puts go the long way; the others then have no meaning.
+      head_before, head_after, head_end: a head up to the key, from there to the length, and from there on.
+      exchange_of(put): makes the Exchange that a put did without.
+      algorithm, checksum_field, compute, verify: of the checksum; `compute(source)` gives its text, None for none at all; `verify`
+        is hashing's.
+      provider, make_signer: of a signed put, else None; `make_signer(credentials)` makes a `signing.Signer`.
+      path_before, shown_before: of the URL, up to the key; for the signature, and for people.
+      is_key, key_max, size_max: whether it is an S3 key; bytes of the longest key and body.
+      origin, region, bucket: as in `redirect.Intent`.
     """
 
-    cdef object config, origin, provider, exchange_of, make_signer, signer, compute, verify
+    cdef public object origin, provider, exchange_of, make_signer, compute, verify
+    cdef public bytes head_before, head_after, head_end
+    cdef public str shown_before, path_before, region, bucket, algorithm, checksum_field
+    cdef public Py_ssize_t key_max, size_max
+    cdef public double response_timeout_s
+    cdef public bint is_key, usable
+    cdef object config, signer
     cdef tuple environment
     cdef dict options
-    cdef bytes prefix, head_before, head_after, head_end
-    cdef str shown_before, path_before, region, bucket, algorithm, header
-    cdef Py_ssize_t key_max, size_max
-    cdef unsigned char alphabet
-    cdef double response_timeout_s
-    cdef bint usable
+    cdef bytes prefix
 
     def __init__(self, prefix, options, config, variables):
-        environ = variables_now()
+        environ = variables_now() or {}
         self.prefix, self.options, self.config = prefix.encode("ascii"), dict(options), config
         self.environment = tuple((name.encode(), environ.get(name.encode())) for name in variables)
 
-    def use(self, *, origin, exchange_of, head, path_before, shown_before, is_key, key_max, size_max, response_timeout_s,
-            algorithm, compute, verify, provider, make_signer, region, bucket):
-        """Have puts go by it.
-
-        `head`: (up to the key, from there to the length, from there on). `exchange_of(put)` makes the Exchange it did without.
-        `compute(source)` gives the checksum's value, None for no checksum; `verify` is `hashing.verify`.
-        `make_signer(credentials)` makes a `signing.Signer`. The others as their names say, here or in `redirect.Intent`.
-        """
-        self.origin, self.exchange_of = origin, exchange_of
-        self.head_before, self.head_after, self.head_end = head
-        self.path_before, self.shown_before = path_before, shown_before
-        self.alphabet, self.key_max, self.size_max = (1 if is_key else 2), key_max, size_max
-        self.response_timeout_s = response_timeout_s
-        self.algorithm, self.compute, self.verify = algorithm, compute, verify
-        self.header = f"x-amz-checksum-{algorithm}"
-        self.provider, self.make_signer, self.region, self.bucket = provider, make_signer, region, bucket
-        self.usable = True
-
     cdef int holds(self, client) except -1:
         """Whether it would be made the same way now."""
-        cdef dict environ
-        if self.config is not client.config:
+        cdef dict environ = variables_now()
+        if self.config is not client.config or environ is None:
             return False
-        environ = variables_now()
         for name, value in self.environment:
             if environ.get(name) != value:
                 return False
@@ -153,15 +145,16 @@ cdef class Route:
 
 
 cdef object known_environ = None
-cdef dict known_variables = {}
+cdef dict known_variables = None
 
 
 cdef dict variables_now():
-    """What os.environ reads, without its encoding and decoding, which cost a µs for each name."""
+    """What os.environ reads, without its encoding and decoding, which cost a µs for each name; None where it has no such."""
     global known_environ, known_variables
     environ = os.environ
     if environ is not known_environ:
-        known_environ, known_variables = environ, environ._data
+        known = getattr(environ, "_data", None)
+        known_environ, known_variables = environ, known if type(known) is dict else None
     return known_variables
 
 
@@ -298,7 +291,7 @@ cdef class SmallPut:
         response = self.connection._parser.response
         if self.value is not None:
             checksum = tuple.__new__(Checksum, (route.algorithm, self.value))
-            if response.get(route.header) is not None:
+            if response.get(route.checksum_field) is not None:
                 try:
                     verified = route.verify(checksum, response, "")
                 except ChecksumMismatch:
@@ -371,7 +364,7 @@ cdef class SmallPuts:
         put.size = put.view.len
         if not 0 < put.size <= route.size_max:
             return None
-        return self.sent(put, route, source, <str>destination)
+        return self.sent(put, route, <str>destination)
 
     cdef Route route_to(self, str destination, dict options):
         cdef const char *p = PyUnicode_DATA(destination)
@@ -394,7 +387,7 @@ cdef class SmallPuts:
         if not route.usable or at == end or end - at > route.key_max:
             return None
         while at < end:
-            if not STAYS[<unsigned char>at[0]] & route.alphabet:
+            if not STAYS[<unsigned char>at[0]] & (1 if route.is_key else 2):
                 return None
             at += 1
         return route
@@ -421,10 +414,8 @@ cdef class SmallPuts:
             self.routes[known] = route
         return route
 
-    cdef SmallPut sent(self, SmallPut put, Route route, source, str destination):
+    cdef SmallPut sent(self, SmallPut put, Route route, str destination):
         cdef Receiver connection
-        cdef double deadline
-        cdef ssize_t n
         put.began = monotonic_s()
         put.key = PyUnicode_DecodeASCII(
             PyUnicode_DATA(destination) + PyBytes_GET_SIZE(route.prefix), len(destination) - PyBytes_GET_SIZE(route.prefix), NULL
@@ -447,7 +438,18 @@ cdef class SmallPuts:
         if connection._fd < 0:
             put.pool.release(connection, self.reuse)
             return None
-        put.head = self.head(put, route, <bytes>signature)
+        try:
+            self.send(put, route, connection, <bytes>signature)
+        except BaseException:
+            connection._small = None
+            connection.close(reset=True)
+            raise
+        return put
+
+    cdef int send(self, SmallPut put, Route route, Receiver connection, bytes signature) except -1:
+        cdef double deadline
+        cdef ssize_t n
+        put.head = self.head(put, route, signature)
         put.waiter = connection._loop_future()
         connection.used += 1
         connection.send_path = "send"
@@ -458,20 +460,18 @@ cdef class SmallPuts:
         n = send_both(
             connection._fd, PyBytes_AS_STRING(put.head), PyBytes_GET_SIZE(put.head), <const char *>put.view.buf, put.size
         )
-        if n != PyBytes_GET_SIZE(put.head) + put.size:
-            if n >= 0:
-                put.sent = n
-            elif errno != EAGAIN and errno != EINTR:
-                put.error = errno
+        put.sent = max(n, 0)
+        if n < 0 and errno != EAGAIN and errno != EINTR:
+            put.error = errno
+        if put.sent < PyBytes_GET_SIZE(put.head) + put.size:
             connection._take_over()
-            return put
-        put.sent = n
+            return 0
         deadline = put.sent_at + route.response_timeout_s
         if connection._timer is None or connection._rings_at > deadline:
             connection._arm_at(deadline)
         if route.compute is not None:
-            put.value = route.compute(source)
-        return put
+            put.value = route.compute(<object>put.view.obj)
+        return 0
 
     cdef object pool(self):
         """As `Shared.pool`; None where that would make one or raise."""

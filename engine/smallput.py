@@ -83,22 +83,23 @@ def route(
     head = request_head("PUT", url.target, [*head_fields(url, [("content-length", "0")], asks=False), *intent.fields])
     key_at = len(f"PUT {base}")
     length_at = head.index(b"\r\nContent-Length: 0\r\n") + len(b"\r\nContent-Length: ")
-    found.use(
-        origin=url.origin,
-        exchange_of=exchange_of,
-        head=(head[:key_at], head[key_at + len(PROBE) : length_at], head[length_at + 1 : -2]),
-        path_before=base,
-        shown_before=url.redacted().removesuffix(PROBE),
-        is_key=bool(intent.bucket),
-        key_max=limits.KEY_MAX_BYTES,
-        size_max=limits.COALESCE_MAX_BYTES if config.expect == "never" else limits.EXPECT_THRESHOLD_BYTES - 1,
-        response_timeout_s=config.response_timeout_s,
-        algorithm=checksums.AUTO if checks else "",
-        compute=checksums.whole(checksums.AUTO) if checks else None,
-        verify=hashing.verify,
-        provider=job.provider,
-        make_signer=make_signer,
-        region=intent.region,
-        bucket=intent.bucket,
-    )
+    found.head_before, found.head_after = head[:key_at], head[key_at + len(PROBE) : length_at]
+    found.head_end = head[length_at + 1 : -2]
+    found.origin = url.origin
+    found.exchange_of = exchange_of
+    found.path_before = base
+    found.shown_before = url.redacted().removesuffix(PROBE)
+    found.is_key = bool(intent.bucket)
+    found.key_max = limits.KEY_MAX_BYTES
+    found.size_max = limits.COALESCE_MAX_BYTES if config.expect == "never" else limits.EXPECT_THRESHOLD_BYTES - 1
+    found.response_timeout_s = config.response_timeout_s
+    found.algorithm = checksums.AUTO if checks else ""
+    found.checksum_field = checksums.header_name(checksums.AUTO)
+    found.compute = checksums.whole(checksums.AUTO) if checks else None
+    found.verify = hashing.verify
+    found.provider = job.provider
+    found.make_signer = make_signer
+    found.region = intent.region
+    found.bucket = intent.bucket
+    found.usable = True
     return found

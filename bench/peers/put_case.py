@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 ETAG = '"9b2cf535f27731c974343645a3985328"'
@@ -25,13 +25,19 @@ class Meter:
         self.count = count
         self.result: dict[str, float] = {}
 
+    def __enter__(self) -> None:
+        self.began = time.process_time(), time.perf_counter()
+
+    def __exit__(self, *_exc: object) -> None:
+        cpu, began = self.began
+        self.result = {"cpu": time.process_time() - cpu, "seconds": time.perf_counter() - began}
+
     def __iter__(self) -> Iterator[str]:
         for number in range(self.count // 10):
             yield f"warm/{number:08}"
-        cpu, began = time.process_time(), time.perf_counter()
-        for number in range(self.count):
-            yield f"data/part-{number:08}.bin"
-        self.result = {"cpu": time.process_time() - cpu, "seconds": time.perf_counter() - began}
+        with self:
+            for number in range(self.count):
+                yield f"data/part-{number:08}.bin"
 
 
 async def engine_puts(who: str, port: str, meter: Meter, body: bytes) -> None:
@@ -46,6 +52,44 @@ async def engine_puts(who: str, port: str, meter: Meter, body: bytes) -> None:
         for key in meter:
             result = await client.put(body, f"{prefix}/{key}", **options)  # type: ignore[arg-type]
             assert result.etag == ETAG
+
+
+class Items:
+    """One body of COUNT items of SIZE bytes, the first of which starts the clock."""
+
+    def __init__(self, meter: Meter, item: bytes) -> None:
+        self.meter, self.item = meter, item
+        self.size = meter.count * len(item)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for _number in range(self.meter.count):
+            yield self.item
+
+
+async def engine_iterator(who: str, port: str, meter: Meter, body: bytes) -> None:
+    import engine
+
+    options = {"checksum": None} if "bare" in who else {}
+    items = Items(meter, body)
+    async with engine.Client() as client:
+        await client.put(body, f"http://127.0.0.1:{port}/warm")
+        with meter:
+            result = await client.put(items, f"http://127.0.0.1:{port}/body", size=items.size, **options)  # type: ignore[arg-type]
+        assert result.etag == ETAG
+
+
+async def aiohttp_iterator(_who: str, port: str, meter: Meter, body: bytes) -> None:
+    import aiohttp
+
+    items = Items(meter, body)
+    fields = {"Content-Length": str(items.size)}
+    async with aiohttp.ClientSession() as session:
+        async with session.put(f"http://127.0.0.1:{port}/warm", data=body) as response:
+            await response.read()
+        with meter:
+            async with session.put(f"http://127.0.0.1:{port}/body", data=items, headers=fields) as response:
+                await response.read()
+        assert response.headers["etag"] == ETAG
 
 
 async def aiohttp_puts(_who: str, port: str, meter: Meter, body: bytes) -> None:
@@ -152,6 +196,8 @@ def main() -> None:
         "engine": engine_puts,
         "aiohttp": aiohttp_puts,
         "obstore": obstore_puts,
+        "engine-iterator": engine_iterator,
+        "aiohttp-iterator": aiohttp_iterator,
     }
     blocks: dict[str, Callable[[str, str, Meter, bytes], None]] = {
         "pycurl": pycurl_puts,
@@ -164,7 +210,7 @@ def main() -> None:
         else:
             import uvloop
 
-            uvloop.run(waits[who.split("-")[0]](who, port, meter, body))
+            uvloop.run(waits[who.removesuffix("-bare").removesuffix("-signed")](who, port, meter, body))
     print(json.dumps(meter.result))
 
 
