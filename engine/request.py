@@ -259,6 +259,7 @@ class Run:
         self._status = 0  # of the last final answer
         self._began = job.began
         self.target: Target | None = None  # of the present hop
+        self.asks = False  # the present hop does
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
         self._body_started = False
@@ -637,6 +638,7 @@ class Run:
                 streams_answer=job.sink is not None,
             )
             exchange = Exchange(plan, monotonic())
+            self.asks = plan.asks
             try:
                 signing_began = monotonic()
                 head = await self._head(target, method, plan, body, proxy)
