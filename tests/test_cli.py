@@ -789,7 +789,7 @@ def test_upload_goes_in_parts_and_sums_up(parts_store: sandbox.Sandbox, putengin
     assert "which is also what the server computed" in ran.out
     stored = parts_store.object("store", "parts")
     assert (stored.size, stored.metadata, stored.etag[-3:]) == (100_000, {"a": "b"}, '-4"')
-    ran = putengine("upload", small, "s3://redirect-307/parts", "--part-size", "32k", "--json")
+    ran = putengine("upload", small, "s3://redirect-307/parts", "--part-size", "64k", "--json")
     assert (ran.json["redirects"], ran.json["body_bytes_sent"]) == (3, 100_000)
 
 
