@@ -3,6 +3,7 @@
 Memory, beside what one put takes:
 
     files, mapped files   nothing per byte: every part leaves by sendfile from one descriptor; 0.5 MiB for each hashing thread
+                          (six on two cores, asyncio's default), 4 MiB for one alone beside a busy interpreter
     buffers               nothing: the parts are views of the caller's memory
     streams               what is gathered: (parts under way + 1) × part size, and the source's item in hand. At most
                           GATHER_BYTES (48 MiB), or two parts where a part is larger than half of that; with `concurrency=n`
@@ -444,8 +445,10 @@ class Upload:
                     more = ready is not None
         finally:
             # What is under way ends before anything else is done: an abort that overtakes a part leaves it behind.
-            for each in (*running, *([coming] if coming is not None else [])):
+            leftover = [*running, *([coming] if coming is not None else [])]
+            for each in leftover:
                 each.cancel()
+            for each in leftover:
                 await _outlast(each)
             if coming is not None and not coming.cancelled() and coming.exception() is None:
                 ready = coming.result() or ready
