@@ -177,6 +177,7 @@ def from_text(algorithm: str, text: str) -> bytes:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
+_hashing: list[None] = []  # one for each file that is being hashed, in all threads
 _buffers = threading.local()  # .small: READ_BYTES; the first touch of memory costs more than all the reading into it
 
 
@@ -193,6 +194,15 @@ def checksum_file(algorithm: str, fd: int, offset: int, size: int, cancelled: Ca
       SourceChanged: the file ended early. OSError: it could not be read. UsageError: as `new`.
     """
     running = new(algorithm)
+    _hashing.append(None)  # atomic, as is pop()
+    try:
+        _read_into(running, fd, offset, size, cancelled)
+    finally:
+        _hashing.pop()
+    return running.digest_base64()
+
+
+def _read_into(running: Running, fd: int, offset: int, size: int, cancelled: Callable[[], bool]) -> None:
     view = getattr(_buffers, "small", None)
     if view is None:
         view = _buffers.small = memoryview(bytearray(READ_BYTES))
@@ -209,12 +219,11 @@ def checksum_file(algorithm: str, fd: int, offset: int, size: int, cancelled: Ca
         running.update(view[:count])
         position += count
         now = time.monotonic()
-        if now - started > _BUSY_S and len(view) < READ_MAX_BYTES:
+        if now - started > _BUSY_S and len(view) < READ_MAX_BYTES // max(1, len(_hashing)):
             # Python code holds the interpreter: each piece waits for it twice, up to 5 ms. Larger pieces wait less often.
             view = memoryview(bytearray(2 * len(view)))
             now = time.monotonic()
         started = now
-    return running.digest_base64()
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

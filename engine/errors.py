@@ -246,7 +246,8 @@ class ChecksumMismatch(EngineError):
 
 
 class UploadFailed(EngineError):
-    """A multipart upload did not complete.
+    """A multipart upload did not complete, and its parts are still at the store: they could not be removed, or were kept for
+    `resume`. (When they could be removed, the error that ended the upload is raised itself.)
 
     Attributes: upload_id; aborted: whether its parts were removed; cause: the error that ended it.
     """

@@ -67,16 +67,11 @@ PART_MAX_BYTES: Final = 5 * 1024 * MIB  # 10,000 of them are 48.8 TiB, which is 
 PART_BYTES: Final = 8 * MIB  # the smallest part made unasked: S3 takes 5 MiB, the SDKs have 8
 PART_STEP_BYTES: Final = MIB  # larger parts are whole multiples
 UPLOAD_THRESHOLD_BYTES: Final = 2 * PART_BYTES  # up to here one PUT: creating and completing cost more than they save
-STREAM_DOUBLES_AFTER: Final = (
-    1_000  # parts of a stream without a size, after which they are twice as large: 7.8 TiB in all
-)
 GATHER_BYTES: Final = 48 * MIB  # of a stream held in memory, unless a part or `concurrency` asks for more
-CONCURRENCY_START: Final = 4  # parts at once before anything is known of the path
 CONCURRENCY_MAX: Final = 64  # S3 gives one connection some 90 MB/s: about 45 Gbit/s
 PARTS_PAGE_MAX_BYTES: Final = 2 * MIB  # ListParts: 1000 parts to a page, below 1 KiB each
 UPLOAD_HOPS_MAX: Final = 256  # of an upload's hops kept for its result
 ABORT_TIMEOUT_S: Final = 15.0  # for removing the parts of an upload that failed, retries included
 ABORTS_MAX: Final = 3  # S3 asks to abort again when parts were under way; with a look at what is left behind each
-COMPLETE_TIMEOUTS: Final = 5  # × response_timeout_s: S3 keeps talking while it puts parts together, others are silent
 RESUME_SAVE_S: Final = 1.0  # between two writes of a resume file; parts stored since are recognised by their ETag
 CREDENTIALS_EARLY_S: Final = 300.0  # refresh this long before they expire; botocore's mandatory window is 10 min

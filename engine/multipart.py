@@ -20,6 +20,10 @@ from engine.errors import ProtocolError, ResponseError, UsageError
 from engine.results import Checksum, Part
 from engine.wire import Field, printable
 
+STREAM_DOUBLES_AFTER: Final = (
+    1_000  # parts of a stream whose end is not known, the next ones are twice as large: 7.8 TiB
+)
+
 # --- how large parts are ----------------------------------------------------------------------------------------------
 
 
@@ -60,11 +64,12 @@ def stream_part_size(number: int, part_size: int | None = None) -> int:
         raise UsageError(f"the stream does not end within {sent}; give size= or a larger part_size=", stage="body")
     if part_size is not None:
         return part_size
-    return min(limits.PART_MAX_BYTES, limits.PART_BYTES << ((number - 1) // limits.STREAM_DOUBLES_AFTER))
+    return min(limits.PART_MAX_BYTES, limits.PART_BYTES << ((number - 1) // STREAM_DOUBLES_AFTER))
 
 
 # --- how many travel at once --------------------------------------------------------------------------------------------
 
+WIDTH_AT_FIRST: Final = 4  # before anything is known of the path
 GAIN: Final = 1.1  # of throughput, by which half as many parts more have to pay
 HOLD_ROUNDS: Final = 8  # before more parts are tried again
 
@@ -80,7 +85,7 @@ class Pace:
 
     def __init__(self, now: float, *, limit: int, fixed: bool = False) -> None:
         assert limit >= 1
-        self.width = limit if fixed else min(limit, limits.CONCURRENCY_START)
+        self.width = limit if fixed else min(limit, WIDTH_AT_FIRST)
         self._limit = limit
         self._fixed = fixed
         self._narrower = self.width  # what to go back to when the present width does not pay

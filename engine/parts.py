@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from engine import checksums, hashing, limits, multipart, signing
 from engine._fastparse import Response as Answer
@@ -22,6 +22,10 @@ from engine.request import Job, Outcome, Run, Shared
 from engine.results import Checksum, Hop, Part, PutResult, Timings, UploadId
 from engine.sinks import Collector
 from engine.wire import Field
+
+_SILENCES: Final = (
+    5  # × response_timeout_s: S3 keeps talking while it puts parts together, others are silent for minutes
+)
 
 
 class MakeJob(Protocol):
@@ -182,7 +186,7 @@ async def complete(site: Site, upload: UploadId, parts: list[Part]) -> Finished:
         hashes = await site.hashes(body, None, fields)
         query = multipart.query_of(upload.upload_id)
         job = site.job(multipart.COMPLETE, "POST", query, hashes.fields, body, hashes.payload_hash)
-        silence_s = job.config.response_timeout_s * limits.COMPLETE_TIMEOUTS
+        silence_s = job.config.response_timeout_s * _SILENCES
         job.config = dataclasses.replace(job.config, response_timeout_s=silence_s)
         job.conditional = conditional
 

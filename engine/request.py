@@ -303,6 +303,7 @@ class Run:
         self._status = 0  # of the last final answer
         self._began = job.began
         self.target: Target | None = None  # of the present hop
+        self.asks = False  # the present hop does
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
         self._body_started = False
@@ -724,6 +725,7 @@ class Run:
                     monotonic(),
                 )
             facts = self._shared.facts(origin)
+            self.asks = exchange.plan.asks
             try:
                 signing_began = monotonic() if begun is None else begun.began
                 if begun is not None:

@@ -3,6 +3,7 @@
 Memory, beside what one put takes:
 
     files, mapped files   nothing per byte: every part leaves by sendfile from one descriptor; 0.5 MiB for each hashing thread
+                          (six on two cores, asyncio's default), 4 MiB for one alone beside a busy interpreter
     buffers               nothing: the parts are views of the caller's memory
     streams               what is gathered: (parts under way + 1) × part size, and the source's item in hand. At most
                           GATHER_BYTES (48 MiB), or two parts where a part is larger than half of that; with `concurrency=n`
@@ -334,7 +335,7 @@ class Upload:
         finally:
             if not creating.done():
                 creating.cancel()
-                await until_done(creating)
+                await _outlast(creating)
             self._account.note(run.hops, run.attempts, keep=True)
         self._upload = created(self._site, outcome, self._destination, self._checksum)
         if self._resume is not None:
@@ -448,8 +449,11 @@ class Upload:
             for each in leftover:
                 each.cancel()
             for each in leftover:
-                await until_done(each)
-            await self._body.settle()
+                await _outlast(each)
+            if coming is not None and not coming.cancelled() and coming.exception() is None:
+                ready = coming.result() or ready
+            if ready is not None:
+                ready.release()
 
     async def _send_piece(self, piece: Piece) -> None:
         try:
@@ -469,7 +473,6 @@ class Upload:
         if account.body_began is None:
             account.body_began = monotonic()
         outcome: Outcome | None = None
-        asks = start is None
 
         def tune(job: Job, run: Run) -> None:
             self._runs[number] = run
@@ -479,9 +482,9 @@ class Upload:
             hash_it = job.on_body_start
 
             def told() -> None:
-                nonlocal asks
-                asks = False
-                self._way.found(run.target, signed=self._site.signed)
+                # What was not asked for may still be redirected: the others wait until this part is stored.
+                if run.asks:
+                    self._way.found(run.target, signed=self._site.signed)
                 if hash_it is not None:
                     hash_it()
 
@@ -491,9 +494,11 @@ class Upload:
             part, outcome = await send_part(self._site, self._upload, number, piece.body, tune=tune)
             return part
         finally:
-            if asks or outcome is None or (start is not None and outcome.redirects):
-                self._way.lost()
             run = self._runs.pop(number, None)
+            if run is None or outcome is None or (start is not None and outcome.redirects):
+                self._way.lost()
+            elif start is None and not run.asks:
+                self._way.found(run.target, signed=self._site.signed)
             if run is not None:
                 self._note_part(run, outcome)
 
@@ -597,14 +602,17 @@ def _told(error: Exception) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-async def _outlast(task: asyncio.Future[Any], timeout_s: float) -> None:
-    """Wait for a task up to so many seconds, however often this one is cancelled meanwhile. Its outcome is left in it."""
-    until = monotonic() + timeout_s
-    while not task.done() and (left_s := until - monotonic()) > 0:
+async def _outlast(task: asyncio.Future[Any], timeout_s: float | None = None) -> None:
+    """Wait for a task (up to so many seconds), however often this one is cancelled meanwhile. Its outcome is left in it.
+
+    For who is on his way out with an error already: the cancellation is not raised again, as `until_done` does.
+    """
+    until = None if timeout_s is None else monotonic() + timeout_s
+    while not task.done() and (until is None or monotonic() < until):
         try:
-            await asyncio.wait([task], timeout=left_s)
+            await asyncio.wait([task], timeout=None if until is None else until - monotonic())
         except asyncio.CancelledError:  # noqa: PERF203
-            continue  # who called is on his way out with an error already
+            continue
     if task.done() and not task.cancelled():
         task.exception()
 

@@ -20,7 +20,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -334,7 +334,9 @@ LONG = "k" * 1025
         ("put {small} s3://store/k --endpoint-urk x", 2, "did you mean --endpoint-url?"),
         ("put {small} s3://store/k and more", 2, "'and' is one argument too many"),
         ("put {small}", 2, "required: URL"),
-        ("upload {small} s3://store/k", 2, "unknown command 'upload'"),
+        ("uplaod {small} s3://store/k", 2, "unknown command 'uplaod'"),
+        ("upload {small} s3://store/k --concurrency 0", 2, "--concurrency"),
+        ("upload {small} s3://store/k --part-size 0", 2, "--part-size"),
         ("", 2, "a command is missing"),
         ("get s3://store/k {tmp}", 2, "{tmp}: this is a directory"),
         ("get s3://store/k {tmp}/none/k", 2, "{tmp}/none/k: there is no such file or directory"),
@@ -796,3 +798,82 @@ def test_every_public_name_is_there() -> None:
     assert engine.events.Done.__module__ == "engine.events"
     with pytest.raises(AttributeError, match="nothing_like_that"):
         engine.nothing_like_that  # noqa: B018
+
+
+# --- upload -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts_store(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[sandbox.Sandbox]:
+    """Takes small parts, by the environment."""
+    with sandbox.start(min_part_size=1) as running:
+        for name, value in {**running.environment, "AWS_ENDPOINT_URL_S3": running.redirector_url}.items():
+            monkeypatch.setenv(name, value)
+            environment[name] = value
+        yield running
+        assert running.uploads() == []
+
+
+def test_upload_goes_in_parts_and_sums_up(parts_store: sandbox.Sandbox, putengine: Putengine, small: Path) -> None:
+    ran = putengine(
+        "upload", small, "s3://store/parts", "--part-size", "32k", "--concurrency", "2", "--metadata", "a=b"
+    )
+    assert (ran.code, ran.err) == (0, "")
+    assert "97.7 KiB" in ran.out
+    assert "which is also what the server computed" in ran.out
+    stored = parts_store.object("store", "parts")
+    assert (stored.size, stored.metadata, stored.etag[-3:]) == (100_000, {"a": "b"}, '-4"')
+    ran = putengine("upload", small, "s3://redirect-307/parts", "--part-size", "64k", "--json")
+    assert (ran.json["redirects"], ran.json["body_bytes_sent"]) == (3, 100_000)
+
+
+def test_upload_takes_standard_input_of_any_length(
+    parts_store: sandbox.Sandbox, environment: dict[str, str], small: Path
+) -> None:
+    words = ("upload", "-", "s3://store/stdin", "--part-size", "32KiB")
+    process = start(environment, *words, stdin=subprocess.PIPE)
+    out, err = process.communicate(small.read_bytes() * 3, timeout=30)
+    assert (process.returncode, err) == (0, b""), err
+    assert parts_store.object("store", "stdin").content() == small.read_bytes() * 3
+    assert b"stored" in out
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_interrupted_upload_says_what_became_of_it(
+    parts_store: sandbox.Sandbox, environment: dict[str, str], small: Path, tmp_path: Path, resume: bool
+) -> None:
+    path = tmp_path / "unfinished"
+    words = ["upload", small, "s3://store-slow-200ms/key", "--part-size", "8k", "--concurrency", "1"]
+    words += ["--resume", path] if resume else []
+    process = start(environment, *words)
+    wait_until(lambda: sum("partNumber" in record.target for record in parts_store.records) >= 3)
+    process.send_signal(signal.SIGINT)
+    ran = wait(process)
+    assert ran.code == 130
+    if not resume:
+        assert re.search(r"interrupted: after .* of 97.7 KiB; the upload was aborted, no part is left behind", ran.err)
+        return
+    assert f"is kept, the same command with --resume {path} goes on" in ran.err
+    assert len(parts_store.uploads()) == 1
+    again = wait(start(environment, *words, "--json"))
+    assert again.code == 0, again.err
+    assert again.json["body_bytes_sent"] < 100_000
+    assert not path.exists()
+
+
+def test_the_exit_code_of_an_upload_that_failed_is_its_causes(
+    parts_store: sandbox.Sandbox, putengine: Putengine, small: Path, tmp_path: Path
+) -> None:
+    words = ("--part-size", "32k", "--max-attempts", "1")
+    assert putengine("upload", small, "s3://store-corrupt/key", *words).code == 5
+    assert putengine("upload", small, "s3://answer-403/key", *words).code == 1
+    assert putengine("upload", small, "s3://store/key", *words, "--checksum", "sha256").code == 0
+    ran = putengine("upload", small, "s3://store/key", "--if-none-match", "*", *words)
+    assert (ran.code, "412" in ran.err) == (1, True)
+    other = tmp_path / "not-ours"
+    other.write_text("{}")
+    ran = putengine("upload", small, "s3://store/key", *words, "--resume", other)
+    assert (ran.code, f"--resume '{other}'" in ran.err) == (2, True)
+    cause = errors.ConnectionLost("x")
+    assert cli.exit_code(errors.UploadFailed("x", upload_id="u", aborted=False, cause=cause)) == 4
+    assert cli.exit_code(errors.UploadFailed("x", upload_id="u", aborted=False)) == 2

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import checksums, limits, multipart
@@ -42,6 +42,7 @@ def test_part_sizes_fit_what_s3_takes(size: int, part_size: int, parts: int) -> 
     assert len(multipart.ranges(size, part_size)) == parts
 
 
+@settings(deadline=None)
 @given(size=st.integers(0, 10_000 * 5 * GIB))
 def test_parts_cover_every_byte_once(size: int) -> None:
     ranges = multipart.ranges(size, multipart.part_size_for(size))
@@ -142,6 +143,7 @@ def test_a_fixed_width_stays() -> None:
     assert pace.width == 7
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), limit=st.integers(1, 64))
 def test_the_width_is_always_in_its_bounds(seed: int, limit: int) -> None:
     dice, now = random.Random(seed), 0.0
@@ -224,6 +226,7 @@ def crc(algorithm: str, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("algorithm", ["crc64nvme", "crc32", "crc32c"])
+@settings(deadline=None)
 @given(pieces=st.lists(st.binary(max_size=50), min_size=1, max_size=8))
 def test_the_checksum_of_the_whole_comes_from_those_of_the_parts(algorithm: str, pieces: list[bytes]) -> None:
     parts = [Part(n, len(p), "", Checksum(algorithm, crc(algorithm, p))) for n, p in enumerate(pieces, 1)]

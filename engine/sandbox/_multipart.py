@@ -148,9 +148,14 @@ async def _complete(intake: Intake, exchange: Exchange, upload: Upload) -> None:
     algorithm = upload.checksum_algorithm or "crc64nvme"
     digests = Digests({"sha256", "crc64nvme", algorithm})
     loop = asyncio.get_running_loop()
-    path = await loop.run_in_executor(None, intake.objects.assemble, upload, numbers, digests)
+    try:
+        path = await loop.run_in_executor(None, intake.objects.assemble, upload, numbers, digests)
+    except FileNotFoundError:
+        raise S3Error(404, "NoSuchUpload", "The specified upload was aborted meanwhile.") from None
     try:
         parts = {part.number: part for part in intake.objects.parts(upload)}
+        if not parts:
+            raise S3Error(404, "NoSuchUpload", "The specified upload was aborted meanwhile.")
         checksum = digests.base64(algorithm)
         if upload.checksum_type == "COMPOSITE":
             checksum = _composite(algorithm, [parts[number].checksums[algorithm] for number in numbers])
