@@ -338,13 +338,25 @@ def test_slow_clients_get_fewer_rounds_and_it_is_said() -> None:
 
         return measure.Contender(name, "defaults", one)
 
-    fast, slow = take("fast", 0), take("slow", 0.05)
+    fast, slow = take("fast", 0), take("slow", 0.1)
     notes: list[str] = []
-    options = measure.Options(rounds=7, timeout_s=1)
-    measure.take_turns([fast, slow], options, 0.2, notes.append)
-    assert len(slow.rounds) == measure.ROUNDS_AT_LEAST
-    assert len(fast.rounds) >= len(slow.rounds)
-    assert "of 2 contenders have" in notes[0]
+    measure.take_turns([fast, slow], measure.Options(rounds=7, timeout_s=1), 0.4, notes.append)
+    assert len(fast.rounds) == 7
+    assert 1 <= len(slow.rounds) <= 4
+    assert "1 of 2 contenders have" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("left_s", "expected"),
+    [(1000.0, [7, 7, 7, 7]), (0.0, [7, 1, 1, 1]), (-5.0, [7, 1, 1, 1]), (52.0, [7, 7, 6, 3]), (70.0, [7, 7, 7, 4])],
+)
+def test_time_is_shared_alike_but_for_engine(left_s: float, expected: list[int]) -> None:
+    each = [measure.Contender("x", "defaults", lambda: ROUND, spent_s=s) for s in (1.0, 1.0, 4.0, 10.0)]
+    each[0].is_engine = True
+    found = measure.rounds_that_fit(each, 7, left_s)
+    assert found == expected
+    more_s = sum((rounds - 1) * one.spent_s for rounds, one in zip(found[1:], each[1:], strict=True))
+    assert more_s <= max(0.0, left_s - 6)
 
 
 # --- everything -------------------------------------------------------------------------------------------------------
