@@ -404,8 +404,8 @@ def _delete(args: argparse.Namespace) -> int:
 def _get(args: argparse.Namespace) -> int:
     import time
 
-    from engine.client import open_sink
     from engine.display import format_bytes, format_rate, format_seconds
+    from engine.sinks import open_sink
 
     to_stdout = args.file in ("", "-")
     if not args.file and sys.stdout.isatty():

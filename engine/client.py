@@ -6,37 +6,28 @@ Turns arguments into an intent and a body, hands both to `request.Run`, and answ
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import errno
 import inspect
-import io
 import os
-import secrets
-import stat
-import threading
-from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import CancelledError
-from functools import partial
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Union
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from engine import checksums, events, limits, s3, signing
+from engine import checksums, events, hashing, s3, signing
 from engine._fastparse import Response as Answer
-from engine.body import Body, FileBody, IteratorBody, MemoryBody, PipeBody, Source, Trailer, open_body, until_done
+from engine.body import Body, Source, open_body
 from engine.config import Config
 from engine.credentials import CredentialsOption, Provider, resolve
-from engine.errors import ChecksumMismatch, UsageError
+from engine.errors import UsageError
 from engine.redirect import Intent
 from engine.request import Job, Outcome, Run, Shared, total_timed_out, within
 from engine.results import Checksum, ObjectInfo, Progress, PutResult, Response
 from engine.retry import Retry
+from engine.sinks import Collector, OpenSink, Sink, open_sink
 from engine.wire import Field, Url, caller_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Sink = Union[str, "os.PathLike[str]", Callable[[memoryview], object], Any]
 
 # RFC 9110 section 9.2.2: doing it twice is as good as once.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
@@ -241,7 +232,7 @@ class Client:
         """
         _check_options(options, CallOptions)
         method, began = check_method(method), monotonic()
-        collected = _Collector()
+        collected = Collector()
         source = open_body(body) if body is not None else None
         try:
             if source is not None:
@@ -249,7 +240,7 @@ class Client:
             place = self._place(url, options)
             fields, payload_hash = _request_fields(options, signed=place.signed), signing.UNSIGNED_PAYLOAD
             if source is not None:
-                hashes = await _hash_first(source, None, place, self._config_of(options), began, fields)
+                hashes = await self._hashes(source, None, place, options, began, fields)
                 payload_hash = hashes.payload_hash
             job = self._job(method, place, options, fields=fields, body=source, payload_hash=payload_hash)
             job.began = began
@@ -287,18 +278,17 @@ class Client:
         place = self._place(destination, options)
         fields = _request_fields(options, signed=place.signed)
         body = open_body(source, offset=options.get("offset"), size=options.get("size"))
-        digest: _Digest | None = None
+        digest: hashing.Digest | None = None
         checksum: Checksum | None = None
         verified, began = False, monotonic()
         try:
             algorithm = options.get("checksum", "auto")
             if algorithm is not None and algorithm != "auto":
                 checksums.header_name(algorithm)  # an unknown name is an error now, not after gigabytes
-            config = self._config_of(options)
             await body.prepare()
             if algorithm == "auto" and await self._can_compute_auto():
-                digest = _Digest(body)
-            hashes = await _hash_first(body, algorithm, place, config, began, fields)
+                digest = hashing.Digest(body)
+            hashes = await self._hashes(body, algorithm, place, options, began, fields)
             job = self._job("PUT", place, options, fields=hashes.fields, body=body, payload_hash=hashes.payload_hash)
             job.began = began
             job.conditional = any(name in ("if-match", "if-none-match") for name, _value in fields)
@@ -309,7 +299,7 @@ class Client:
                 nonlocal checksum, verified
                 body.check_unchanged()
                 checksum = hashes.seen() if digest is None else await digest.result()
-                verified = _verify(checksum, response, job.what)
+                verified = hashing.verify(checksum, response, job.what)
 
             job.verify = verify
             state.run = Run(self._shared, job)
@@ -320,6 +310,34 @@ class Client:
                     await digest.stop()
             finally:
                 await _close(body)
+
+    async def _hashes(
+        self,
+        body: Body,
+        algorithm: str | None,
+        place: _Place,
+        options: CallOptions,
+        began: float,
+        fields: list[Field],
+    ) -> hashing.Hashes:
+        config = self._config_of(options)
+        total_s = config.total_timeout_s
+
+        async def bounded(hashed: Coroutine[Any, Any, str]) -> str:
+            return await within(
+                None if total_s is None else began + total_s,
+                hashed,
+                lambda: total_timed_out(f"PUT {place.shown}", total_s or 0.0, "checksum"),
+            )
+
+        return await hashing.hash_first(
+            body,
+            algorithm,
+            fields,
+            signed=place.signed,
+            signs_payload=config.payload_signing == "sha256" and place.signed,
+            bounded=bounded,
+        )
 
     def _config_of(self, options: CallOptions) -> Config:
         return self.config.override(**{name: options.get(name) for name in _CONFIG_OPTIONS})
@@ -451,161 +469,7 @@ async def _close(body: Body) -> None:
         body.close()
 
 
-# --- hashes ----------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class _Hashes:
-    """What a head says of its body. `trailing` is the checksum that follows it, in the making while it leaves."""
-
-    payload_hash: str = signing.UNSIGNED_PAYLOAD
-    fields: list[Field] = dataclasses.field(default_factory=list)
-    checksum: Checksum | None = None
-    trailing: checksums.Running | None = None
-
-    def seen(self) -> Checksum | None:
-        """Of what has left."""
-        running = self.trailing
-        return self.checksum if running is None else Checksum(running.algorithm, running.digest_base64())
-
-
-async def _hash_first(
-    body: Body, algorithm: str | None, place: _Place, config: Config, began: float, fields: list[Field]
-) -> _Hashes:
-    """What has to be known before the head: a named checksum or how it will follow, and the payload's SHA-256 when it is
-    signed. `fields`: those of the request, to which the hashes are added."""
-    named = algorithm if algorithm not in (None, "auto") else None
-    signs_payload = config.payload_signing == "sha256" and place.signed
-    if named and isinstance(body, IteratorBody) and not signs_payload:
-        return await _hash_behind(body, named, place, fields)
-    if signs_payload and not body.replayable:
-        raise UsageError(
-            "payload_signing='sha256' is sent ahead of the body, which needs a source that can be read twice (a path, a "
-            "buffer, a seekable file); for this one use 'unsigned'"
-        )
-    hashes = _Hashes(fields=fields)
-
-    async def hashed(with_what: str) -> str:
-        total_s = config.total_timeout_s
-        return await within(
-            None if total_s is None else began + total_s,
-            _hash_body(body, with_what),
-            lambda: total_timed_out(f"PUT {place.shown}", total_s or 0.0, "checksum"),
-        )
-
-    if named:
-        hashes.checksum = Checksum(named, await hashed(named))
-        hashes.fields = [*fields, (checksums.header_name(named), hashes.checksum.value)]
-    if signs_payload:
-        value = hashes.checksum.value if hashes.checksum is not None and named == "sha256" else await hashed("sha256")
-        hashes.payload_hash = checksums.from_text("sha256", value).hex()
-    return hashes
-
-
-async def _hash_behind(body: IteratorBody, algorithm: str, place: _Place, fields: list[Field]) -> _Hashes:
-    """A checksum of what can be read only once follows it, in a trailer."""
-    if not place.signed or body.size is None:
-        wanted = f"checksum={algorithm!r} of a source that cannot be read twice follows it in a trailer, which "
-        if body.size is None:
-            raise UsageError(f"{wanted}needs to know its length: give size=")
-        raise UsageError(f"{wanted}only a signed S3 request can have; use checksum='auto'")
-    await asyncio.to_thread(checksums.is_available, algorithm)  # imports the library, which takes 40 ms
-    running = checksums.new(algorithm)
-    if body.size == 0:
-        checksum = Checksum(algorithm, running.digest_base64())
-        return _Hashes(fields=[*fields, (checksums.header_name(algorithm), checksum.value)], checksum=checksum)
-    framing = checksums.aws_chunked(algorithm, body.size, chunk_size=checksums.AWS_CHUNK_COMPATIBLE_BYTES)
-    body.tap = running.update
-    body.trailer = Trailer(framing, running.digest_base64)
-    encoding = next((value for name, value in fields if name == "content-encoding"), "")
-    own = [field for field in fields if field[0] != "content-encoding"]
-    return _Hashes(framing.payload_hash, own + framing.fields(encoding), trailing=running)
-
-
-async def _hash_body(body: Body, algorithm: str) -> str:
-    """Base64 checksum of a replayable body, computed off the loop."""
-    stopped = threading.Event()
-    hashing = asyncio.get_running_loop().run_in_executor(None, _hash_now, body, algorithm, stopped.is_set)
-    try:
-        return await asyncio.shield(hashing)
-    finally:
-        stopped.set()
-        await until_done(hashing)
-
-
-def _hash_now(body: Body, algorithm: str, stopped: Callable[[], bool]) -> str:
-    if isinstance(body, FileBody):
-        return checksums.checksum_file(algorithm, body.fd, body.offset, body.size, stopped)
-    assert isinstance(body, MemoryBody)
-    running = checksums.new(algorithm)
-    for start in range(0, body.size, limits.HASH_PIECE_BYTES):
-        if stopped():
-            raise CancelledError
-        running.update(body.view[start : start + limits.HASH_PIECE_BYTES])
-    return running.digest_base64()
-
-
-class _Digest:
-    """CRC64NVME of the bytes sent, computed beside the sending: in a thread for files and memory, item by item for iterators.
-
-    A pipe's bytes go from kernel to kernel and are never seen: no checksum.
-    """
-
-    def __init__(self, body: Body) -> None:
-        self._body = body
-        self._stopped = threading.Event()
-        self._hashing: asyncio.Future[str] | None = None
-        self._running: Any = None
-        if isinstance(body, PipeBody) and body.size is not None:
-            return
-        if not body.replayable:
-            self._running = checksums.new(checksums.AUTO)
-            body.tap = self._running.update
-
-    def start(self) -> None:
-        """The first body byte is about to leave."""
-        body = self._body
-        if body.replayable and (body.size or 0) > limits.INLINE_BODY_MAX_BYTES:
-            self._hashing = asyncio.get_running_loop().run_in_executor(
-                None, _hash_now, body, checksums.AUTO, self._stopped.is_set
-            )
-
-    async def result(self) -> Checksum | None:
-        if self._hashing is not None:
-            return Checksum(checksums.AUTO, await asyncio.shield(self._hashing))
-        if self._running is not None:
-            return Checksum(checksums.AUTO, self._running.digest_base64())
-        if self._body.replayable:
-            return Checksum(checksums.AUTO, _hash_now(self._body, checksums.AUTO, self._stopped.is_set))
-        return None
-
-    async def stop(self) -> None:
-        """Until the thread has let go of the source."""
-        self._stopped.set()
-        if self._hashing is not None:
-            await until_done(self._hashing)
-
-
 # --- results ---------------------------------------------------------------------------------------------------------
-
-
-def _verify(checksum: Checksum | None, response: Answer, what: str) -> bool:
-    """Whether the server returned a checksum to compare, and it was equal. Raises ChecksumMismatch."""
-    if checksum is None:
-        return False
-    stored = response.get(checksums.header_name(checksum.algorithm))
-    composite = (response.get("x-amz-checksum-type") or "").upper() == "COMPOSITE"
-    if not stored or composite:
-        return False
-    if stored != checksum.value:
-        raise ChecksumMismatch(
-            f"{what}: the server stored bytes with {checksum.algorithm} {stored}, sent were bytes with "
-            f"{checksum.value}; the object there is not the source",
-            algorithm=checksum.algorithm,
-            sent=checksum.value,
-            stored=stored,
-        )
-    return True
 
 
 def _put_result(outcome: Outcome, body: Body, checksum: Checksum | None, verified: bool) -> PutResult:
@@ -653,142 +517,6 @@ def _object_info(outcome: Outcome) -> ObjectInfo:
 
 def _prefixed(headers: Mapping[str, str], prefix: str) -> dict[str, str]:
     return {name[len(prefix) :]: value for name, value in headers.items() if name.startswith(prefix)}
-
-
-# --- sinks -----------------------------------------------------------------------------------------------------------
-
-
-class OpenSink:
-    """Where the body of a GET goes. `rewind` says whether it can start again after some bytes came."""
-
-    count = 0  # bytes taken; may be looked at any time
-
-    def write(self, view: memoryview) -> None:
-        raise NotImplementedError
-
-    def rewind(self) -> bool:
-        return self.count == 0
-
-    def commit(self) -> None:
-        """The body is complete."""
-
-    def discard(self) -> None:
-        """Called last, in any case."""
-
-
-class _CallSink(OpenSink):
-    def __init__(self, call: Callable[[memoryview], object]) -> None:
-        self._call = call
-
-    def write(self, view: memoryview) -> None:
-        self._call(view)
-        self.count += view.nbytes
-
-
-class _PathSink(OpenSink):
-    """Written beside its place and renamed when complete: a half-fetched object never has the name of a whole one. A file that
-    was there is replaced and gives its mode; a symbolic link stays, and what it leads to is replaced. Raises OSError."""
-
-    def __init__(self, path: str) -> None:
-        self._path = os.path.realpath(path)
-        folder, name = os.path.split(self._path)
-        start = os.fsdecode(os.fsencode(name)[:100])
-        self._temporary = os.path.join(folder, f".{start}.{secrets.token_hex(8)}.part")
-        try:
-            # Not mkstemp, which makes 0600: the mode is what open() would have given, and the umask is left alone.
-            self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            error.filename = path  # nobody knows the temporary name
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            os.fchmod(self._fd, stat.S_IMODE(os.stat(self._path).st_mode))
-
-    def write(self, view: memoryview) -> None:
-        self.count += view.nbytes
-        while view:
-            view = view[os.write(self._fd, view) :]
-
-    def rewind(self) -> bool:
-        os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        self.count = 0
-        return True
-
-    def commit(self) -> None:
-        os.replace(self._temporary, self._path)
-        self._temporary = ""
-
-    def discard(self) -> None:
-        os.close(self._fd)
-        if self._temporary:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._temporary)
-
-
-class _DeviceSink(OpenSink):
-    """A pipe or a device: written as it comes, never replaced. Raises OSError."""
-
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-
-    def write(self, view: memoryview) -> None:
-        self.count += view.nbytes
-        while view:
-            view = view[os.write(self._fd, view) :]
-
-    def discard(self) -> None:
-        os.close(self._fd)
-
-
-class _Collector(OpenSink):
-    """In memory, bounded."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def write(self, view: memoryview) -> None:
-        if len(self.data) + view.nbytes > limits.RESPONSE_BODY_MAX_BYTES:
-            raise UsageError(
-                f"the answer is longer than {limits.RESPONSE_BODY_MAX_BYTES} bytes; use get() with a sink",
-                stage="answer",
-            )
-        self.data += view
-
-    def rewind(self) -> bool:
-        self.data.clear()
-        return True
-
-
-def open_sink(sink: Sink) -> OpenSink:
-    """Whoever opens one hands it to `Client.get`, which commits or discards it. Raises OSError, UsageError."""
-    if isinstance(sink, OpenSink):
-        return sink
-    if isinstance(sink, (str, os.PathLike)):
-        path = os.fsdecode(sink)
-        regular = not os.path.exists(path) or os.path.isfile(path)
-        return _PathSink(path) if regular else _DeviceSink(path)
-    write = getattr(sink, "write", None)
-    if isinstance(sink, io.TextIOBase):
-        raise UsageError("sink: the file takes text; open it in binary mode ('wb')")
-    if inspect.iscoroutinefunction(write or sink):
-        raise UsageError("sink: a coroutine function cannot be called with each piece; put the pieces into a queue")
-    if callable(write):
-        return _CallSink(partial(_write_all, write))
-    if callable(sink):
-        return _CallSink(sink)
-    raise UsageError(f"sink: {type(sink).__name__} is neither a path, a binary file nor a function taking a memoryview")
-
-
-def _write_all(write: Callable[[memoryview], Any], view: memoryview) -> None:
-    # A raw (unbuffered) file may take less than it is given, and says None when it would block.
-    raw = isinstance(getattr(write, "__self__", None), io.RawIOBase)
-    while view:
-        taken = write(view)
-        if taken is None and raw:
-            raise BlockingIOError(errno.EAGAIN, "the sink is non-blocking and full; use a blocking file")
-        if taken is None or taken >= view.nbytes:
-            return
-        view = view[taken:]
 
 
 # --- one object, one call --------------------------------------------------------------------------------------------

@@ -152,6 +152,9 @@ class Pool:
             self._waiters.remove(turn)  # only now: nobody overtakes who was woken and has not run yet
 
     def _next_in_line(self) -> None:
+        room = len(self._open) + self._opening < self._max_connections or any(self._idle.values())
+        if not (room or self._closed):
+            return  # who is woken for nothing has to queue again, and several who do change places
         for turn in self._waiters:
             if not turn.done():
                 turn.set_result(None)

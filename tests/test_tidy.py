@@ -33,10 +33,12 @@ LAYERS = [
     "signing",
     "credentials",
     "checksums",
+    "hashing",
     "s3",
     "redirect",
     "retry",
     "config",
+    "sinks",
     "request",
     "client",
     "sandbox",
@@ -53,6 +55,8 @@ FUNCTION_LINES_MAX = 70
 
 # Tested by the test of another module, which is named here.
 TESTED_ELSEWHERE = {
+    "hashing": "test_client.py",
+    "sinks": "test_client.py",
     "__main__": "test_cli.py",
     "arguments": "test_cli.py",
     "explain": "test_cli.py",
