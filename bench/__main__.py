@@ -63,6 +63,12 @@ def chosen_clients(args: argparse.Namespace) -> list[str]:
     return [name for name in clients.CLIENTS if not words or any(name.startswith(word) for word in words)]
 
 
+def tuned_counts(plan: Plan, name: str) -> bool:
+    if plan.shown.kind == "fault" or plan.action not in clients.CLIENTS[name].tuned_for:
+        return False
+    return plan.tuned or name == "engine"
+
+
 def contenders(plan: Plan, names: list[str], tuning: str | None) -> list[tuple[str, Tuning]]:
     """Faults: as a client comes, since what it does then is no matter of tuning."""
     found: list[tuple[str, Tuning]] = []
@@ -71,7 +77,7 @@ def contenders(plan: Plan, names: list[str], tuning: str | None) -> list[tuple[s
         if plan.action not in known.actions:
             continue
         for each in known.tunings:
-            if each == "tuned" and (plan.shown.kind == "fault" or not (plan.tuned or name == "engine")):
+            if each == "tuned" and not tuned_counts(plan, name):
                 continue
             if tuning in (None, each):
                 found.append((name, "tuned" if each == "tuned" else "defaults"))

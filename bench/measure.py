@@ -30,7 +30,6 @@ from .workloads import Plan
 
 START_S = 60  # imports and the first connection
 COMMAND_OBJECTS = 500  # of programs, in workloads that go by the clock
-ROUNDS_AT_LEAST = 3
 # What this machine's user has set for the clients: proxies, bundles, profiles, endpoints.
 FOREIGN_SETTINGS = re.compile(r"(?i)^AWS_|_proxy$|^(SSL_CERT|CURL_CA|REQUESTS_CA|RCLONE_|MINIO_|S5CMD_)")
 
@@ -179,6 +178,7 @@ class Contender:
     process: Any = None  # that its build is in
     spent_s: float = 0.0
     is_limit: bool = False
+    is_engine: bool = False
     out: str = ""  # why it takes no further part
 
 
@@ -204,6 +204,7 @@ class Stage:
         """engine: the folder that `import engine` finds it in, "" where this interpreter does; label: tells twins apart."""
         spec = clients.Spec(name, tuning, self.endpoint, self.bundle, self.plan.shown.concurrency)
         one = Contender(label or name, tuning, lambda: self.client_round(one, spec, engine, label))
+        one.is_engine = name == "engine"
         return one
 
     def client_round(self, one: Contender, spec: clients.Spec, engine: str, label: str) -> Round:
@@ -381,33 +382,55 @@ def outcome(
 
 
 def take_turns(contenders: list[Contender], options: Options, budget_s: float, note: Callable[[str], None]) -> None:
-    """Rounds of all, in an order that turns, until there are enough or the time is up.
-
-    Who takes more than its share of the time is done after ROUNDS_AT_LEAST; everybody has at least one round.
-    """
+    """Rounds of all, in an order that turns: one of each, and then as many as `rounds_that_fit` finds time for."""
     began = time.monotonic()
-    share_s = budget_s / max(1, len(contenders))
+    wanted = [1] * len(contenders)
     for number in range(options.rounds):
+        if number == 1:
+            wanted = rounds_that_fit(contenders, options.rounds, budget_s - (time.monotonic() - began))
         turn = number % max(1, len(contenders))
-        for one in contenders[turn:] + contenders[:turn]:
-            late = time.monotonic() - began > budget_s
-            over = one.spent_s > share_s and not (one.is_limit or one.name == "engine")
-            if one.out or (number and late) or (number >= ROUNDS_AT_LEAST and over):
-                continue
-            started = time.monotonic()
-            try:
-                one.rounds.append(one.take())
-            except Missing as error:
-                one.out = str(error)
-                note(f"{one.name}: {error}")
-            else:
-                if one.rounds[-1].outcome == "hung":
-                    one.out = "hung"
-            one.spent_s += time.monotonic() - started
+        for one, rounds in [*zip(contenders, wanted, strict=True)][turn:] + [*zip(contenders, wanted, strict=True)][
+            :turn
+        ]:
+            if not one.out and number < rounds:
+                take_one(one, note)
     cut = [len(one.rounds) for one in contenders if one.rounds and len(one.rounds) < options.rounds and not one.out]
     if cut:
         of_all = f"{len(cut)} of {len(contenders)} contenders"
         note(f"{of_all} have {min(cut)} to {max(cut)} rounds instead of {options.rounds}, for want of time")
+
+
+def take_one(one: Contender, note: Callable[[str], None]) -> None:
+    started = time.monotonic()
+    try:
+        one.rounds.append(one.take())
+    except Missing as error:
+        one.out = str(error)
+        note(f"{one.name}: {error}")
+    else:
+        if one.rounds[-1].outcome == "hung":
+            one.out = "hung"
+    one.spent_s += time.monotonic() - started
+
+
+def rounds_that_fit(contenders: list[Contender], rounds: int, left_s: float) -> list[int]:
+    """How many each has in all, when all have one: engine and limits have all; the others share what time is left alike, so
+    that the fast have all of theirs before the slow have a second one."""
+    more = {id(one): one.spent_s * (rounds - 1) for one in contenders}
+    for one in contenders:
+        if one.is_limit or one.is_engine:
+            left_s -= more.pop(id(one))
+    share_s = 0.0
+    for number, seconds in enumerate(sorted(more.values())):
+        share_s = max(0.0, left_s) / (len(more) - number)
+        if seconds > share_s:
+            break
+        left_s -= seconds
+        share_s = seconds
+    return [
+        rounds if id(one) not in more or more[id(one)] <= share_s else 1 + int(share_s / one.spent_s)
+        for one in contenders
+    ]
 
 
 def staged(

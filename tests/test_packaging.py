@@ -196,14 +196,17 @@ def test_the_wheel_holds_what_runs_and_no_source_of_extensions(wheel: Path) -> N
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     package = [name for name in names if not name.split("/")[0].endswith(".dist-info")]
-    assert all(name.startswith("engine/") for name in package), package
-    assert {Path(name).suffix for name in package} == {".py", ".pyi", ".so", ".typed"}
+    assert {name.partition("/")[0] for name in package} == {"engine", "putengine_bench"}
+    assert {Path(name).suffix for name in package if name.startswith("engine/")} == {".py", ".pyi", ".so", ".typed"}
+    assert {"putengine_bench/peers/sink.c", "putengine_bench/peers/limits.c"} <= set(package)
     for name in EXTENSIONS:
         assert any(each.startswith(f"engine/{name}.") and each.endswith(".so") for each in package), name
         assert f"engine/{name}.pyi" in package
     assert "engine/py.typed" in package
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "engine").rglob("*.py")}
-    assert modules == {name for name in package if name.endswith(".py")}
+    modules = {
+        path.relative_to(ROOT).as_posix() for folder in ("engine", "bench") for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name.removeprefix("putengine_") for name in package if name.endswith(".py")} == modules
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
@@ -228,7 +231,10 @@ def test_the_sdist_installs_and_puts_in_a_clean_environment(wheel: Path, tmp_pat
     python = clean_environment(tmp_path / "clean")
     run(python, "-m", "pip", "install", "-q", wheel, cwd=tmp_path)
     assert str(tmp_path) in run(python, "-c", TRY_IT, cwd=tmp_path)
-    assert engine.__version__ in run(tmp_path / "clean" / "bin" / "putengine", "--version", cwd=tmp_path)
+    putengine = tmp_path / "clean" / "bin" / "putengine"
+    assert engine.__version__ in run(putengine, "--version", cwd=tmp_path)
+    assert "put-4GiB-1x" in run(putengine, "bench", "--list", cwd=tmp_path)
+    run(putengine, "bench", "--tiny", "--clients", "engine", "--only", "put-2MiB", cwd=tmp_path)
 
 
 @builds

