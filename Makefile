@@ -19,7 +19,7 @@ EXTENSIONS := $(patsubst engine/%.pyx,engine.%,$(wildcard engine/*.pyx))
 SCRIPTS := $(sort $(wildcard bench/micro_*.py))
 SANITIZERS := $(sort $(wildcard tests/fuzz/run_*.sh))
 
-.PHONY: help demo test check bench bench-micro bench-gate sanitize clean
+.PHONY: help demo test check bench bench-micro bench-gate bench-scaling sanitize clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -30,6 +30,7 @@ help:
 	@echo 'make bench     engine beside every other client that is installed: 20 minutes, or ARGS=--quick'
 	@echo 'make bench-micro  one hot function each, beside rivals and bare C loops'
 	@echo 'make bench-gate   is this tree slower than BASE (main)?'
+	@echo 'make bench-scaling  how the cost of a PUT grows by size, connections and distance: 4 minutes'
 	@echo 'make sanitize  the C parts under sanitizers and fuzzers'
 	@echo 'make clean     remove everything that the others made'
 
@@ -51,6 +52,9 @@ bench: $(VENV)/.bench
 
 bench-gate: $(VENV)/.bench
 	@$(RUN) -m bench.gate --base $(BASE) $(ARGS)
+
+bench-scaling: $(VENV)/.bench
+	@$(RUN) -m bench.scaling $(ARGS)
 
 bench-micro: $(VENV)/.bench
 	@set -e; for script in $(SCRIPTS); do echo "== $$script"; $(RUN) $$script $(ARGS); done

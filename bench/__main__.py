@@ -1,7 +1,7 @@
 """`putengine bench`, or `python -m bench` in a checkout: engine beside every peer that is installed, and the C loops.
 
-Prints a table, writes results.json (results.py says what is in it). Everything happens on loopback, in a network namespace of
-its own where the kernel allows that; the bodies are files in a temporary folder, removed at the end.
+Prints a table, writes results.json (results.py says what is in it) and report.html. Everything happens on loopback, in a
+network namespace of its own where the kernel allows that; the bodies are files in a temporary folder, removed at the end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import harness, measure, results
+from engine.display import Paint
+
+from . import harness, measure, report, results, scaling, table
 from .harness import Missing
 from .peers import clients
 from .results import Meta, Results, Transport, Tuning
@@ -43,6 +45,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--timeout", type=float, metavar="S", help='of a round: longer is "hung" (default: 60; faults 20)'
     )
     made.add_argument("--json", type=Path, default=Path("results.json"), metavar="FILE", help="default: results.json")
+    made.add_argument("--html", type=Path, metavar="FILE", help="default: report.html beside the JSON")
+    made.add_argument("--scaling", action="store_true", help="also by size, connections and distance: 4 minutes more")
     made.add_argument("--directory", metavar="DIR", help="for the bodies; default: the system's for temporary files")
     made.add_argument("--no-namespace", action="store_true", help="use the host's loopback")
     made.add_argument("--list", action="store_true", help="workloads and clients, and what is missing")
@@ -143,6 +147,9 @@ class Bench:
                 left -= plan.weight
                 options = self.options(plan, transport, folder, certificate)
                 self.step(found, plan, transport, options, processes, time_s)
+        if self.args.scaling:
+            found.workloads |= scaling.WORKLOADS
+            found.scaling = scaling.run(**scaling.SCALES[self.scale], say=lambda told: print(told, file=sys.stderr))
         found.meta.spent_s = time.monotonic() - self.began
         return found
 
@@ -198,7 +205,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> in
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     results.save(found, args.json)
-    print(f"{args.json} is written", file=sys.stderr)
+    page = args.html or args.json.parent / "report.html"
+    report.write(found, page)
+    for line in table.lines(found, Paint.on(sys.stdout)):
+        print(line)
+    print(f"{args.json} and {page} are written", file=sys.stderr)
     return 0
 
 
