@@ -77,13 +77,18 @@ def fault(name: str, title: str, scenarios: tuple[str, ...], best: Outcome, size
 
 
 def plans(scale: Scale) -> list[Plan]:
-    """All workloads, the headline first."""
+    """What a run of this scale has, the headline first."""
+    return [quick(plan) for plan in every(scale) if plan.name in QUICK] if scale == "quick" else every(scale)
+
+
+def every(scale: Scale) -> list[Plan]:
+    """All workloads, in the sizes of this scale."""
     one, many, count, seconds, faulty = {
         "full": (4 * GIB, 256 * MIB, 16, 0.25, 64 * MIB),
         "quick": (256 * MIB, 32 * MIB, 8, 0.2, 16 * MIB),
         "tiny": (2 * MIB, MIB, 2, 0.02, 9 * MIB),
     }[scale]
-    every = [
+    return [
         big("put", one, 1, 6),
         big("put", many, count, 4),
         big("upload", one, 1, 4),
@@ -93,7 +98,6 @@ def plans(scale: Scale) -> list[Plan]:
         small(MIB, 8, seconds),
         *(fault(*each, faulty) for each in FAULTS),
     ]
-    return [quick(plan) for plan in every if plan.name in QUICK] if scale == "quick" else every
 
 
 # What fits a minute, with every client: the headline, parts, requests, and the faults that are not about waiting.
