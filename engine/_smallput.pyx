@@ -14,11 +14,10 @@ one URL have in common), and here a key and a length are put into what it made.
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memcmp
 
 from engine._fastparse cimport Response, ResponseParser
 
@@ -74,7 +73,6 @@ cdef extern from *:
 
 cdef enum:
     ROUTES_MAX = 256  # remembered; then they are made anew, which costs what a put by the long way does
-    HEAD_MAX = 32768
     EVENT_BODY = 4
     EVENT_HEAD_AND_DONE = 2 | 8
 
@@ -216,6 +214,7 @@ cdef class SmallPut:
     cdef readonly int error, status
     cdef readonly double began, sent_at, answered_at
     cdef readonly BaseException interrupted
+    cdef public bint resumed  # set by the Run that goes on with it
     cdef Route route
     cdef SmallPuts owner
     cdef Py_buffer view
@@ -280,6 +279,13 @@ cdef class SmallPut:
         self.interrupted = error
         if self.stage != TAKEN_OVER:
             self.connection._take_over()
+
+    def abandon(self):
+        """Give its connection up if it was taken over and nobody went on with it. Idempotent."""
+        if self.stage == TAKEN_OVER and not self.resumed:
+            self.resumed = True
+            self.connection._exchange = None
+            self.connection.close(reset=True)
 
     def result(self):
         """Its PutResult, None when it was taken over."""

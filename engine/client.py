@@ -209,7 +209,11 @@ class Client:
             result: PutResult | None = small.result()
             if result is not None:
                 return result
-        return await self._put(source, destination, options, _PutState(), small)
+        try:
+            return await self._put(source, destination, options, _PutState(), small)
+        finally:
+            if small is not None:
+                small.abandon()  # what was right when it began may have become an error: an endpoint, an environment
 
     def start_put(self, source: Source, destination: str, **options: Unpack[PutOptions]) -> Transfer:
         """As `put`, but returns at once a `Transfer`: awaitable, with `.progress` and `.cancel()`. Needs a running loop."""

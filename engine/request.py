@@ -767,6 +767,7 @@ class Run:
         connection = begun.connection
         assert isinstance(connection, Connection)
         assert connection.exchange is not None
+        begun.resumed = True
         self._signed_with = begun.credentials
         return begun.pool, connection, None, connection.exchange
 

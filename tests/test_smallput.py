@@ -318,6 +318,32 @@ def test_a_cancellation_that_crosses_with_the_answer_leaves_a_usable_connection(
         run(main(url))
 
 
+def test_a_connection_that_nobody_goes_on_with_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(url: str) -> None:
+        async with engine.Client(config=engine.Config(max_connections=1)) as client:
+            for _twice in range(2):  # the second one makes the route
+                await client.put(BODY, f"{url}/first")
+            watched = Watched(client)
+
+            def wrong(*_arguments: object) -> None:
+                raise engine.UsageError("the environment has changed")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(client, "_place", wrong)
+                with pytest.raises(engine.UsageError, match="has changed"):
+                    await client.put(BODY, f"{url}/second")
+            assert len(watched.begun) == 1
+            assert not client_connections(client)
+            assert (await client.put(BODY, f"{url}/third")).status == 200
+
+    def serve(connection: socket.socket) -> None:
+        while take(connection):
+            connection.sendall(CONTINUE + OK)
+
+    with raw_server(serve, serve) as url:
+        run(main(url))
+
+
 def test_a_client_that_is_closed_ends_its_small_puts(run: Run) -> None:
     async def main(url: str) -> None:
         client = engine.Client()

@@ -1,5 +1,6 @@
 #!/bin/sh
-# ASan and UBSan over the parser: first the C headers under the fuzzer, then the extension under its own tests.
+# ASan and UBSan over the parser: first the C headers under the fuzzer, then the extension under its own tests, then small puts,
+# which feed it without Python in between.
 #   run_sanitize.sh [SECONDS of fuzzing, 60 unless told]      PYTHON: an interpreter with the test extras (python3 unless told)
 set -eu
 seconds=${1:-60}
@@ -23,4 +24,5 @@ ENGINE_SANITIZE=1 "$python" setup.py -q build_ext --inplace
 export LD_PRELOAD="$($cc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc
 "$python" -m pytest -q -p no:cacheprovider tests/test_fastparse.py \
     -k "not leave_nothing_behind and not allocated and not second_interpreter and not benchmark"
+"$python" -m pytest -q -p no:cacheprovider tests/test_smallput.py -k uvloop
 "$python" tests/fuzz/differential.py --seconds "$((seconds / 2))"
