@@ -140,7 +140,7 @@ class _PutState:
 
     run: Run | uploads.Upload | None = None
     phase: str = "connecting"  # waits in line
-    began: float = dataclasses.field(default_factory=monotonic)
+    began: float = dataclasses.field(default_factory=lambda: monotonic())
 
 
 class Client:

@@ -695,35 +695,14 @@ class Run:
         self._hop_number += 1
         self.target = target
         self._went_stale = self._left_whole = False
-        job, config = self._job, self._config
         body_read = body.bytes_read if body is not None else 0
         exchange: Exchange | None = None
         outcome = "lost"
         begun, self._begun = self._begun, None
         origin = target.url.origin
         try:
-            if begun is not None:
-                pool, connection, proxy, exchange = self._go_on(begun)
-                acquired = Acquired(connection, True, (connection.address,), 0.0, 0.0, 0.0)
-            else:
-                pool = self._shared.pool()
-                proxy = choose_proxy(config.proxy, origin, os.environ)
-                acquired = await self._acquire(pool, target, proxy, fresh)
-                connection = acquired.connection
-                exchange = Exchange(
-                    plan_for(
-                        config,
-                        self._shared.facts(origin),
-                        origin,
-                        size=0 if body is None else body.size,
-                        replayable=body is None or body.replayable,
-                        proxy=proxy,
-                        round_trip_s=connection.connect_s,
-                        streams_answer=job.sink is not None,
-                        asks=target.asks,
-                    ),
-                    monotonic(),
-                )
+            pool, proxy, acquired, exchange = await self._begin(target, body, fresh, begun)
+            connection = acquired.connection
             facts = self._shared.facts(origin)
             self.asks = exchange.plan.asks
             try:
@@ -737,9 +716,11 @@ class Run:
             finally:
                 self._connection = self._exchange = None
                 pool.release(connection, exchange.fate if exchange.finished else Fate.CLOSE)
+                if exchange.expect in ("continue", "final"):
+                    facts.answers_expect = True
             outcome = "answered"
             self._status = exchange.status
-            self._learn(facts, exchange, reply.response)
+            facts.speaks_http10 = reply.response.version == (1, 0)
             timings = _timings(acquired, sign_s, exchange, connection, monotonic() - signing_began - sign_s)
             address = connection.address if proxy is None else origin.host if is_address(origin.host) else ""
             return _Answered(target, exchange, reply, address, connection.send_path, timings)
@@ -763,13 +744,36 @@ class Run:
                 )
             )
 
-    def _go_on(self, begun: SmallPut) -> tuple[Pool, Connection, None, Exchange]:
-        connection = begun.connection
-        assert isinstance(connection, Connection)
-        assert connection.exchange is not None
-        begun.resumed = True
-        self._signed_with = begun.credentials
-        return begun.pool, connection, None, connection.exchange
+    async def _begin(
+        self, target: Target, body: Body | None, fresh: bool, begun: SmallPut | None
+    ) -> tuple[Pool, Proxy | None, Acquired, Exchange]:
+        """A connection, and what is to happen on it; of a small put both are there."""
+        if begun is not None:
+            connection = begun.connection
+            assert isinstance(connection, Connection)
+            assert connection.exchange is not None
+            self._signed_with, begun.resumed = begun.credentials, True
+            return (
+                begun.pool,
+                None,
+                Acquired(connection, True, (connection.address,), 0.0, 0.0, 0.0),
+                connection.exchange,
+            )
+        config, origin, pool = self._config, target.url.origin, self._shared.pool()
+        proxy = choose_proxy(config.proxy, origin, os.environ)
+        acquired = await self._acquire(pool, target, proxy, fresh)
+        plan = plan_for(
+            config,
+            self._shared.facts(origin),
+            origin,
+            size=0 if body is None else body.size,
+            replayable=body is None or body.replayable,
+            proxy=proxy,
+            round_trip_s=acquired.connection.connect_s,
+            streams_answer=self._job.sink is not None,
+            asks=target.asks,
+        )
+        return pool, proxy, acquired, Exchange(plan, monotonic())
 
     def _head_of(self, begun: SmallPut, url: Url) -> bytes:
         lines = begun.head.decode("ascii").split("\r\n")[1:-2]
@@ -910,11 +914,6 @@ class Run:
     def _url_shown(self, url: Url) -> str:
         """For people. A redirect may have written into it what it was sent."""
         return without_secrets(url.redacted(), self._secrets()) if self._redirects else url.redacted()
-
-    def _learn(self, facts: OriginFacts, exchange: Exchange, response: Response) -> None:
-        facts.speaks_http10 = response.version == (1, 0)
-        if exchange.expect in ("continue", "final"):
-            facts.answers_expect = True
 
 
 def plan_for(
