@@ -553,9 +553,11 @@ def test_a_part_that_fails_ends_the_others_and_aborts(store: Store, run: Run, fi
 
     with raw_server(*[meddler(store.sandbox.store_url, judge)] * 20) as url:
         run(main(url))
+    # In which order a server notes a part that was broken off and the abort on another connection is its own affair.
     calls = store.calls()
-    assert calls.index("DELETE upload") > max(n for n, call in enumerate(calls) if call.startswith("PUT"))
+    assert "DELETE upload" in calls
     assert "POST upload" not in calls
+    assert not store.sandbox.uploads()
 
 
 def test_parts_are_tried_again_as_often_as_the_policy_says(store: Store, run: Run, file: Path) -> None:

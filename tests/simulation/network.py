@@ -84,7 +84,7 @@ class Tap:
             request = self.request
             if request is None or (request.head_sent_at is not None and request.complete):
                 request = self.request = Request(
-                    self._link, CALL.get() or self._link.writer, self._link.network.loop.time()
+                    self._link, self._link.writer or CALL.get(), self._link.network.loop.time()
                 )
                 self.all.append(request)
                 self._link.network.referee.request_begun(request)
@@ -176,7 +176,9 @@ class Link:
         self.transport: Transport | None = None
         self.job: Job | None = None
         self.lingers = False  # SO_LINGER 0
-        self.writer: Any = None  # whose call the rest of a head belongs to, which leaves later
+        self.writer: Any = (
+            None  # whose head the transport is sending the rest of, in nobody's context or another call's
+        )
         self.duplicate_closed = False
         self.transport_closed = False
         self.finished = False  # by the peer
@@ -475,6 +477,8 @@ class Transport:
         if self._queue and self._link.space and not self._link.broken:
             taken = self._link.hand_over(memoryview(bytes(self._queue)))
             del self._queue[:taken]
+        if not self._queue:
+            self._link.writer = None
 
     def _lose(self, error: Exception | None) -> None:
         self._link.transport_closed = True
