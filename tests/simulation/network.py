@@ -81,13 +81,7 @@ class Tap:
 
     def take(self, view: memoryview) -> None:
         while view:
-            request = self.request
-            if request is None or (request.head_sent_at is not None and request.complete):
-                request = self.request = Request(
-                    self._link, self._link.writer or CALL.get(), self._link.network.loop.time()
-                )
-                self.all.append(request)
-                self._link.network.referee.request_begun(request)
+            request = self.begun()
             if request.head_sent_at is None:
                 view = self._take_head(request, view)
             elif request.size is not None:
@@ -98,6 +92,16 @@ class Tap:
             else:
                 view = self._take_chunked(request, view)
         self._link.changed()
+
+    def begun(self) -> Request:
+        """The request under way. It begins when its head is handed over, whether the socket takes any of it or not."""
+        request = self.request
+        if request is None or (request.head_sent_at is not None and request.complete):
+            call = self._link.writer or CALL.get()
+            request = self.request = Request(self._link, call, self._link.network.loop.time())
+            self.all.append(request)
+            self._link.network.referee.request_begun(request)
+        return request
 
     def take_file(self, offset: int, count: int) -> None:
         request = self.request
@@ -430,6 +434,7 @@ class Transport:
     def write(self, data: Any) -> None:
         assert not self._closing
         self._link.writer = CALL.get()
+        self._link.tap.begun()
         empty = not self._queue
         self._queue += data
         self._flush()

@@ -274,6 +274,8 @@ class Referee:
         """The engine has read so far."""
         request = link.tap.request
         self.note(f"{link.origin[1] if link.origin else link.address} is heard: {kind} {status or ''}")
+        if kind == "done" and request is not None and request.method == "HEAD":
+            return  # a server that spoke before it read may mean a body, which the answer to a HEAD never has
         if request is None or request.done_at is not None:
             link.spoilt = True  # type: ignore[attr-defined]
             return
@@ -281,7 +283,7 @@ class Referee:
             request.continue_at = request.continue_at or self.now()
         elif kind == "final":
             request.final_at, request.status, request.keeps_alive = self.now(), status, keeps_alive
-        elif kind == "done":
+        if kind == "done" or (kind == "final" and request.method == "HEAD"):
             request.done_at = self.now()
             self._learn(request)
 
