@@ -217,10 +217,7 @@ class Client:
 
     def start_put(self, source: Source, destination: str, **options: Unpack[PutOptions]) -> Transfer:
         """As `put`, but returns at once a `Transfer`: awaitable, with `.progress` and `.cancel()`. Needs a running loop."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise UsageError("start_put needs a running event loop; engine.put needs none") from None
+        _check_loop("start_put needs a running event loop; engine.put needs none")
         state = _PutState()
         return Transfer(asyncio.ensure_future(self._put(source, destination, options, state)), state)
 
@@ -262,10 +259,7 @@ class Client:
     ) -> Transfer:
         """As `upload`, but returns at once a `Transfer`. Needs a running loop. Cancelling it removes the parts, or keeps them
         for `resume`."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise UsageError("start_upload needs a running event loop") from None
+        _check_loop("start_upload needs a running event loop")
         state = _PutState()
         work = self._upload(source, destination, options, part_size, concurrency, resume, state)
         return Transfer(asyncio.ensure_future(work), state)
@@ -749,6 +743,14 @@ def _endpoint(url: str | None, region: str, config: Config) -> s3.Endpoint:
 
 def _flag(option: bool | None, variable: str) -> bool:
     return option if option is not None else os.environ.get(variable, "").lower() == "true"
+
+
+def _check_loop(words: str) -> None:
+    """Raises UsageError(words) outside a running event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise UsageError(words) from None
 
 
 def _check_options(options: CallOptions, known: type) -> None:

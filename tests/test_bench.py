@@ -425,7 +425,7 @@ def test_the_filters_choose_clients_and_workloads() -> None:
     assert program.contenders(chosen[1], ["engine", "boto3-upload_file"], None) == [("engine", "defaults")]
 
 
-@pytest.mark.parametrize("script", ["micro_signing.py", "micro_put.py", "micro_checksums.py"])
+@pytest.mark.parametrize("script", ["micro_signing.py", "micro_put.py", "micro_checksums.py", "micro_smallput.py"])
 def test_micro_benchmarks_take_the_same_arguments(script: str, tmp_path: Path) -> None:
     command = [sys.executable, f"bench/{script}", "--quick", "--json", str(tmp_path / "r.json")]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # pytest-xdist's

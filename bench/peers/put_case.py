@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 ETAG = '"9b2cf535f27731c974343645a3985328"'
 
@@ -127,11 +128,10 @@ def pycurl_puts(who: str, port: str, meter: Meter, body: bytes) -> None:
     curl.close()
 
 
-async def obstore_puts(_who: str, port: str, meter: Meter, body: bytes) -> None:
-    import obstore
+def obstore_bucket(port: str) -> Any:
     from obstore.store import S3Store
 
-    store = S3Store(
+    return S3Store(
         "bucket",
         endpoint=f"http://127.0.0.1:{port}",
         region="us-east-1",
@@ -139,6 +139,12 @@ async def obstore_puts(_who: str, port: str, meter: Meter, body: bytes) -> None:
         client_options={"allow_http": True},
         virtual_hosted_style_request=False,
     )
+
+
+async def obstore_puts(_who: str, port: str, meter: Meter, body: bytes) -> None:
+    import obstore
+
+    store = obstore_bucket(port)
     for key in meter:
         result = await obstore.put_async(store, key, body, use_multipart=False)
         assert result["e_tag"] == ETAG
@@ -146,16 +152,8 @@ async def obstore_puts(_who: str, port: str, meter: Meter, body: bytes) -> None:
 
 def obstore_sync_puts(_who: str, port: str, meter: Meter, body: bytes) -> None:
     import obstore
-    from obstore.store import S3Store
 
-    store = S3Store(
-        "bucket",
-        endpoint=f"http://127.0.0.1:{port}",
-        region="us-east-1",
-        skip_signature=True,
-        client_options={"allow_http": True},
-        virtual_hosted_style_request=False,
-    )
+    store = obstore_bucket(port)
     for key in meter:
         assert obstore.put(store, key, body, use_multipart=False)["e_tag"] == ETAG
 
