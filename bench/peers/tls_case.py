@@ -152,9 +152,13 @@ async def obstore_put(url: str, path: str, size: int, bundle: str) -> dict[str, 
 async def reconnect(url: str, path: str, size: int, bundle: str) -> dict[str, float]:
     import engine
 
-    async with engine.Client(config=engine.Config(tls=bundle)) as client:
+    def look(event: object) -> None:
+        assert not getattr(event, "reused", False), "a connection was used again"
+
+    # Too old at once: the server would keep it open.
+    async with engine.Client(config=engine.Config(tls=bundle, max_idle_s=1e-9)) as client:
         for _number in range(size):
-            assert (await client.request("GET", url)).status == 200
+            assert (await client.request("GET", url, on_event=look)).status == 200
     return {}
 
 
